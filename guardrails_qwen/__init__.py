@@ -1,0 +1,59 @@
+"""Guardrails for LLM applications on the Qwen3Guard safety models.
+
+A conversation goes in; an engine runs a safety model over it and returns a verdict; a policy turns
+the verdict into a decision. A guard is an engine and a policy together. Importing this package
+loads neither torch nor transformers nor any framework; engines are in `guardrails_qwen.engines`.
+"""
+
+from guardrails_qwen.conversation import Conversation, Message, Role, ToolCall
+from guardrails_qwen.decision import Decision
+from guardrails_qwen.engines.base import Engine, Outcome
+from guardrails_qwen.errors import (
+    CheckpointError,
+    ConversationError,
+    EngineClosed,
+    EngineError,
+    GuardError,
+    GuardViolation,
+    PolicyError,
+    TextTooLong,
+    UnreadableVerdict,
+)
+from guardrails_qwen.guard import Guard
+from guardrails_qwen.policy import Policy
+from guardrails_qwen.rules import Action, OnError, Rule, Stage, StagePolicy
+from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
+
+__all__ = [
+    "Action",
+    "Category",
+    "CheckpointError",
+    "Conversation",
+    "ConversationError",
+    "Decision",
+    "Engine",
+    "EngineClosed",
+    "EngineError",
+    "Guard",
+    "GuardError",
+    "GuardViolation",
+    "Message",
+    "OnError",
+    "Outcome",
+    "Policy",
+    "PolicyError",
+    "Role",
+    "Rule",
+    "Scores",
+    "Severity",
+    "Span",
+    "Stage",
+    "StagePolicy",
+    "TextTooLong",
+    "ToolCall",
+    "UnreadableVerdict",
+    "Verdict",
+    "__version__",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,294 @@
+"""What was said, and by whom: the only form in which text reaches an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, cast
+
+from guardrails_qwen.errors import ConversationError
+
+
+class Role(str, Enum):
+    """Who speaks. The names are those of the OpenAI chat format."""
+
+    SYSTEM = "system"
+    DEVELOPER = "developer"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that an assistant asked for. `arguments` is JSON text, as the model wrote it."""
+
+    name: str = field(repr=False)
+    arguments: str = field(default="{}", repr=False)
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        _require_text(self.name, "the name of a tool call")
+        _require_text(self.arguments, "the arguments of a tool call")
+
+    @property
+    def judged_text(self) -> str:
+        """The call as the safety model reads it, JSON escapes undone: none can hide a word."""
+        try:
+            arguments = json.dumps(json.loads(self.arguments), ensure_ascii=False)
+            arguments.encode()
+        except (ValueError, RecursionError):
+            arguments = self.arguments
+        return f"{self.name}({arguments})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn. Its repr gives lengths only, so that a log line never quotes it."""
+
+    role: Role
+    text: str = field(default="", repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = field(default=None, repr=False)
+    """The speaker, or the tool that answered."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.role, Role):  # pyright: ignore[reportUnnecessaryIsInstance]
+            object.__setattr__(self, "role", _role(self.role))
+        object.__setattr__(self, "tool_calls", tuple(self.tool_calls))
+        _require_text(self.text, f"the text of a {self.role.value} message")
+        if self.name is not None:
+            _require_text(self.name, f"the name of a {self.role.value} message")
+
+    def __repr__(self) -> str:
+        calls = f", {len(self.tool_calls)} tool calls" if self.tool_calls else ""
+        return f"Message({self.role.value}, {len(self.text)} characters{calls})"
+
+    @property
+    def judged_text(self) -> str:
+        """All that a safety model has to read of this turn: name, text and tool calls."""
+        said = f"{self.name}: {self.text}" if self.name else self.text
+        return "\n".join([*([said] if said else []), *(c.judged_text for c in self.tool_calls)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message in the OpenAI chat format; `Message.of` reads it back."""
+        message: dict[str, Any] = {"role": self.role.value, "content": self.text}
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        return message
+
+    @classmethod
+    def of(cls, value: MessageLike) -> Message:
+        """A message from a text, a `(role, content)` pair or an OpenAI chat message.
+
+        Content may be a text, None, or a list of text parts, which are joined by a newline.
+
+        Raises:
+            ConversationError: The role is unknown, or a field or part holds something that a text
+                model cannot judge (an image, say). Nothing is skipped silently.
+        """
+        if isinstance(value, Message):
+            return value
+        if isinstance(value, str):
+            return cls(role=Role.USER, text=value)
+        if isinstance(value, Mapping):
+            return _from_openai(value)
+        if isinstance(value, tuple) and len(value) == 2:
+            return _from_openai({"role": value[0], "content": value[1]})
+        raise ConversationError(
+            f"a message cannot be made of {type(value).__name__}: pass a text, a (role, content) "
+            "pair, a dict with 'role' and 'content', or a Message"
+        )
+
+
+MessageLike = str | Message | Mapping[str, Any] | tuple[str, Any]
+"""What `Message.of` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order, at least one. The last is the one that is judged; the others are context."""
+
+    messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", tuple(self.messages))
+        if not self.messages:
+            raise ConversationError("a conversation needs at least one message")
+
+    @classmethod
+    def of(cls, value: ConversationLike) -> Conversation:
+        """A conversation from a text, a message, or a list of messages in any form.
+
+        Raises:
+            ConversationError: See `Message.of`; the message names the position.
+        """
+        if isinstance(value, Conversation):
+            return value
+        if isinstance(value, (str, Message)):
+            return cls((Message.of(value),))
+        if isinstance(value, Mapping):
+            fields = cast("Mapping[str, Any]", value)
+            if "messages" not in fields:
+                return cls((Message.of(fields),))
+            return cls.of(fields["messages"])
+        if isinstance(value, (bytes, bytearray)) or not hasattr(value, "__iter__"):
+            raise ConversationError(
+                f"a conversation cannot be made of {type(value).__name__}: pass a text or a list "
+                "of messages"
+            )
+        return cls(tuple(_numbered(value)))
+
+    @classmethod
+    def exchange(cls, prompt: str, response: str) -> Conversation:
+        """A prompt and the reply to it; the reply is what is judged."""
+        return cls(
+            (
+                Message(role=Role.USER, text=prompt),
+                Message(role=Role.ASSISTANT, text=response),
+            )
+        )
+
+    @property
+    def last(self) -> Message:
+        """The message that is judged."""
+        return self.messages[-1]
+
+    def then(self, message: MessageLike) -> Conversation:
+        """This conversation with one more turn."""
+        return Conversation((*self.messages, Message.of(message)))
+
+    def with_last_text(self, text: str) -> Conversation:
+        """This conversation with another text in its last turn, and no tool calls there."""
+        return Conversation((*self.messages[:-1], replace(self.last, text=text, tool_calls=())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` reads it back. It contains the text."""
+        return {"messages": [message.to_dict() for message in self.messages]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Conversation:
+        """The inverse of `to_dict`."""
+        return cls.of(data)
+
+
+ConversationLike = str | Message | Conversation | Mapping[str, Any] | Iterable[MessageLike]
+"""What `Conversation.of` takes."""
+
+
+def _numbered(values: Iterable[MessageLike]) -> Iterable[Message]:
+    for index, value in enumerate(values):
+        try:
+            yield Message.of(value)
+        except ConversationError as error:
+            raise ConversationError(f"message {index}: {error}") from error
+
+
+def _require_text(value: object, what: str) -> None:
+    if not isinstance(value, str):
+        raise ConversationError(f"{what} is {type(value).__name__}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        position = error.start
+    else:
+        return
+    raise ConversationError(
+        f"{what} has a lone surrogate at character {position}: decode it properly, or replace it, "
+        "for example with text.encode('utf-8', 'replace').decode()"
+    ) from None
+
+
+def _role(value: object) -> Role:
+    try:
+        return Role(value)
+    except ValueError:
+        known = ", ".join(role.value for role in Role)
+        raise ConversationError(f"unknown role {_shown(value)}: use one of {known}") from None
+
+
+def _shown(value: object) -> str:
+    """A name from untrusted input, short enough that it cannot carry a moderated text."""
+    return repr(value) if isinstance(value, str) and len(value) <= 24 else type(value).__name__
+
+
+_NO_TEXT = frozenset({"role", "id", "tool_call_id", "type", "index", "status"})
+_TEXT = frozenset({"content", "name", "tool_calls", "function_call", "refusal"})
+_REASONING = ("reasoning_content", "reasoning")
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+
+def _from_openai(value: Mapping[str, Any]) -> Message:
+    if "role" not in value:
+        raise ConversationError("a message dict needs a 'role'")
+    understood = {*_NO_TEXT, *_TEXT, *_REASONING}
+    for key, content in value.items():
+        if key not in understood and content not in (None, "", [], {}, False):
+            raise ConversationError(
+                f"field {_shown(key)} of a message is not understood and would go unjudged: "
+                "remove it, or put its text into 'content'"
+            )
+    said = [*(value.get(key) for key in _REASONING), value.get("content"), value.get("refusal")]
+    calls = [*(value.get("tool_calls") or ()), *filter(None, [value.get("function_call")])]
+    return Message(
+        role=_role(value["role"]),
+        text="\n".join(text for content in said for text in _texts(content)),
+        tool_calls=tuple(_tool_call(call) for call in calls),
+        name=value.get("name") or None,
+    )
+
+
+def _texts(content: object) -> Iterable[str]:
+    if content is None:
+        return
+    if isinstance(content, str):
+        if content:
+            yield content
+        return
+    if not isinstance(content, (list, tuple)):
+        raise ConversationError(
+            f"content is {type(content).__name__}: use a text, None or a list of text parts"
+        )
+    for part in cast("Sequence[object]", content):
+        yield _part_text(part)
+
+
+def _part_text(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise ConversationError(f"a content part is {type(part).__name__}, not a dict")
+    fields = cast("Mapping[str, Any]", part)
+    kind = fields.get("type")
+    key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if key is None or not isinstance(fields.get(key), str):
+        raise ConversationError(
+            f"a content part of type {_shown(kind)} cannot be judged by a text model: "
+            "take it out and judge it by other means"
+        )
+    return fields[key]
+
+
+def _tool_call(call: object) -> ToolCall:
+    if not isinstance(call, Mapping):
+        raise ConversationError(f"a tool call is {type(call).__name__}, not a dict")
+    fields = cast("Mapping[str, Any]", call)
+    function = cast("Mapping[str, Any]", fields.get("function") or fields.get("custom") or fields)
+    name = function.get("name")
+    arguments = next((function[k] for k in ("arguments", "args", "input") if k in function), None)
+    if not isinstance(name, str):
+        raise ConversationError("a tool call needs the name of a function")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments or {}, ensure_ascii=False, default=str)
+    return ToolCall(name=name, arguments=arguments, id=fields.get("id"))

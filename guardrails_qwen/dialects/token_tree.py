@@ -1,0 +1,134 @@
+"""All answers of a format as a tree of tokens, for scoring them in one forward pass.
+
+With the Qwen3 tokenizer the first pass over a Qwen3Guard-Gen answer takes 20 tokens: `Safety:`,
+behind it the three severities, behind each of them ` … Categories:`, and behind Safe and None the
+refusal. Nothing here knows a token id: all of them come from the tokenizer that is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Answer = tuple[str, ...]
+Logits = Mapping[int, float]
+"""Logits of the tokens that may follow a node, by token id."""
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A token of an answer, with what may follow it. The root stands for the end of the prompt."""
+
+    token: int
+    parent: Node | None = None
+    depth: int = 0
+    """Tokens from the root: the root has 0, the first token of the answer 1."""
+    children: dict[int, Node] = field(default_factory=dict[int, "Node"])
+    answers: set[Answer] = field(default_factory=set[Answer])
+    """The answers that begin with the path to this node."""
+
+    def path(self) -> list[Node]:
+        """The nodes from the first token to this one."""
+        return [*(self.parent.path() if self.parent else []), *([self] if self.parent else [])]
+
+
+class TokenTree:
+    """The answers of one format, and which part of them the first pass has to see.
+
+    The first pass tells apart the first `resolve` fields of an answer, and every field behind the
+    answers that begin with `expected`, the commonest. Other answers need a second pass
+    (`remainder`) for the fields that are left.
+
+    Args:
+        answers: Every answer, with its tokens; the end-of-turn token last, so that none is the
+            beginning of another.
+        resolve: How many fields the first pass tells apart.
+        expected: The first `resolve` values of the answer that the first pass resolves whole.
+    """
+
+    def __init__(
+        self, answers: Mapping[Answer, Sequence[int]], *, resolve: int, expected: Answer
+    ) -> None:
+        self.resolve = resolve
+        self.expected = expected
+        self.root = Node(token=-1)
+        for answer, tokens in answers.items():
+            node = self.root
+            node.answers.add(answer)
+            for token in tokens:
+                child = Node(token=token, parent=node, depth=node.depth + 1)
+                node = node.children.setdefault(token, child)
+                node.answers.add(answer)
+        self.nodes = [node for node in _walk(self.root) if self._undecided(node)]
+        """Tokens of the first pass; a parent always comes before its children."""
+        self.reads = [self.root, *(node for node in self.nodes if len(node.children) > 1)]
+        """Where the first pass needs logits: the end of the prompt, and every fork."""
+
+    def remainder(self, answer: Answer) -> list[Node]:
+        """The tokens of a second pass, which decides what the first left open behind `answer`.
+
+        They follow the last first-pass node on the path; logits are needed behind the last of them.
+        """
+        below = [node for node in _walk(self.root) if self._heads(node) == {answer}]
+        return [node for node in below if len(node.answers) > 1 and not self._undecided(node)]
+
+    def distribution(self, logits: Mapping[Node, Logits]) -> dict[Answer, float]:
+        """P(first `resolve` fields), over the documented answers only, from logits at `reads`."""
+        probabilities = dict[Answer, float]()
+
+        def visit(node: Node, p: float) -> None:
+            heads = self._heads(node)
+            if len(heads) == 1:
+                head = next(iter(heads))
+                probabilities[head] = probabilities.get(head, 0.0) + p
+                return
+            for child, share in shares(node, logits).items():
+                visit(child, p * share)
+
+        visit(self.root, 1.0)
+        return probabilities
+
+    def greedy(self, node: Node, logits: Mapping[Node, Logits]) -> Node:
+        """Where greedy decoding arrives from `node`: where it is decided, or logits end."""
+        while node.children and (len(node.children) == 1 or node in logits):
+            node = max(shares(node, logits).items(), key=lambda item: item[1])[0]
+        return node
+
+    def _heads(self, node: Node) -> set[Answer]:
+        return {answer[: self.resolve] for answer in node.answers}
+
+    def _undecided(self, node: Node) -> bool:
+        heads = self._heads(node)
+        whole = heads == {self.expected} and len(node.answers) > 1
+        return node is not self.root and (len(heads) > 1 or whole)
+
+
+def shares(node: Node, logits: Mapping[Node, Logits]) -> dict[Node, float]:
+    """P(child) for each child of a node, over the children only."""
+    if len(node.children) == 1:
+        return dict.fromkeys(node.children.values(), 1.0)
+    values = logits[node]
+    top = max(values[token] for token in node.children)
+    weights = {child: math.exp(values[token] - top) for token, child in node.children.items()}
+    total = sum(weights.values())
+    return {child: weight / total for child, weight in weights.items()}
+
+
+def build(
+    answers: Mapping[Answer, str],
+    encode: Callable[[str], list[int]],
+    *,
+    end: int,
+    resolve: int,
+    expected: Answer,
+) -> TokenTree:
+    """A tree from answers as texts. `end` is the id of the token that ends a turn."""
+    tokens = {answer: [*encode(text), end] for answer, text in answers.items()}
+    return TokenTree(tokens, resolve=resolve, expected=expected)
+
+
+def _walk(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children.values():
+        yield from _walk(child)

@@ -1,0 +1,1 @@
+"""Who runs a safety model. Each engine has a module of its own; importing this loads none."""

@@ -1,0 +1,42 @@
+"""The contract between a guard and whatever runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from guardrails_qwen.conversation import Conversation
+from guardrails_qwen.errors import GuardError
+from guardrails_qwen.verdict import Verdict
+
+Outcome = Verdict | GuardError
+"""What became of one conversation: a verdict, or the error that kept it from being judged."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs a safety model over conversations.
+
+    Both doors take a batch and return one outcome for each conversation, in the same order. The
+    last message of a conversation is what is judged. A conversation that cannot be judged becomes
+    an error in its own place and spares its neighbours; an engine that cannot judge anything (it is
+    closed, its server is gone) raises `EngineError`. A failure never becomes a verdict.
+    """
+
+    @property
+    def name(self) -> str:
+        """The model, by the name that people know it by."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The model, exactly: equal fingerprints give equal verdicts."""
+        ...
+
+    def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+        """Judge a batch; blocks until done."""
+        ...
+
+    async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+        """Judge a batch; never blocks the event loop."""
+        ...

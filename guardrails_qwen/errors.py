@@ -1,0 +1,97 @@
+"""What can go wrong, and whose fault it is.
+
+```text
+GuardError
+├── GuardViolation       the policy blocked a text: the guard works as it should
+├── PolicyError          a policy, in code or in a file, is wrong              (ValueError)
+├── ConversationError    what was handed in cannot be judged as it is          (ValueError)
+│   └── TextTooLong      more tokens than the model's context holds
+├── CheckpointError      a model folder cannot be used
+└── EngineError          no judgement could be had
+    ├── UnreadableVerdict  the model answered outside its documented format
+    └── EngineClosed       the engine was closed before it was asked
+```
+
+No message of these ever contains moderated text: messages end up in logs, in tool results and in
+what a framework shows to a model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardrails_qwen.policy import Decision
+
+
+class GuardError(Exception):
+    """The base of everything that this library raises on purpose."""
+
+
+class GuardViolation(GuardError):
+    """The policy blocked a text.
+
+    `decision` says why: verdict, rule, stage, fingerprint. It does not hold the text.
+    """
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.summary)
+        self.decision = decision
+
+    def __reduce__(self) -> tuple[type[GuardViolation], tuple[Decision]]:
+        return type(self), (self.decision,)
+
+
+class PolicyError(GuardError, ValueError):
+    """A policy is wrong; the message names the line or the path."""
+
+
+class ConversationError(GuardError, ValueError):
+    """What was handed in cannot be judged as it is; the message says what to change."""
+
+
+class TextTooLong(ConversationError):
+    """A conversation has more tokens than the model's context holds. Nothing was truncated.
+
+    Args:
+        tokens: Length of the rendered prompt and the answer, in tokens.
+        limit: The context of the model, in tokens.
+    """
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the conversation takes {tokens} tokens and the model's context holds {limit}: "
+            "shorten it, or split it and judge the parts"
+        )
+        self.tokens = tokens
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type[TextTooLong], tuple[int, int]]:
+        return type(self), (self.tokens, self.limit)
+
+
+class CheckpointError(GuardError):
+    """A checkpoint cannot be used; the message names what is missing or wrong."""
+
+
+class EngineError(GuardError):
+    """An engine could not judge. Never to be read as safe."""
+
+
+class UnreadableVerdict(EngineError):
+    """The model answered outside its documented format. Never to be read as safe.
+
+    The answer may quote the moderated text, so it stays off the message.
+    """
+
+    def __init__(self, answer: str, reason: str = "not in the documented format") -> None:
+        super().__init__(f"no verdict in an answer of {len(answer)} characters: {reason}")
+        self.answer = answer
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnreadableVerdict], tuple[str, str]]:
+        return type(self), (self.answer, self.reason)
+
+
+class EngineClosed(EngineError):
+    """An engine was asked after `close()`."""

@@ -1,0 +1,317 @@
+"""A guard: an engine and a policy together. It is all that a framework adapter sees."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from guardrails_qwen.conversation import Conversation, ConversationLike, Role
+from guardrails_qwen.decision import Decision
+from guardrails_qwen.engines.base import Engine, Outcome
+from guardrails_qwen.errors import EngineError, GuardError, GuardViolation
+from guardrails_qwen.policy import Policy
+from guardrails_qwen.redaction import redacted, sentences
+from guardrails_qwen.rules import Action, Stage
+from guardrails_qwen.verdict import Span, Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from guardrails_qwen.engines.transformers import LoadOptions
+
+logger = logging.getLogger("guardrails_qwen")
+
+_Redaction = Generator[Sequence[Conversation], Sequence[Outcome], list[Decision]]
+_Steps = Generator[Sequence[Conversation], Sequence[Outcome], list[Decision | GuardError]]
+"""A moderation in progress: it yields what has to be judged, is sent the outcomes, and returns
+decisions. It knows neither threads nor event loops; the doors drive it."""
+
+
+class Guard:
+    r"""Judges texts and decides about them.
+
+    >>> from guardrails_qwen import Guard
+    >>> from guardrails_qwen.testing import ScriptedEngine
+    >>> guard = Guard(ScriptedEngine({"bomb": "Safety: Unsafe\nCategories: Violent"}))
+    >>> guard.check("How can I make a bomb?").summary
+    'input blocked: Unsafe (Violent), rule «Controversial: block», policy strict'
+    """
+
+    def __init__(self, engine: Engine, policy: Policy | None = None) -> None:
+        self.engine = engine
+        self.policy = policy or Policy.strict()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "tiny",
+        policy: Policy | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> Guard:
+        """A guard on a local model. See `TransformersEngine.from_pretrained`."""
+        from guardrails_qwen.engines.transformers import TransformersEngine
+
+        return cls(TransformersEngine.from_pretrained(model, **options), policy)
+
+    def __repr__(self) -> str:
+        return f"Guard({self.engine!r}, policy={self.policy.name!r})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Policy and model, exactly, the same in every process."""
+        return f"{self.policy.fingerprint}.{self.engine.fingerprint}"
+
+    def check(self, value: ConversationLike, *, stage: Stage | None = None) -> Decision:
+        """Judge the last message of a conversation and decide what to do with it.
+
+        Args:
+            value: A text, a message, or a list of messages; see `Conversation.of`.
+            stage: By default what the last message is: output for an assistant's (tool call where
+                it has no text but calls), tool result for a tool's, input for any other.
+
+        Raises:
+            ConversationError: The value is not a conversation, or holds something other than text.
+            GuardError: It could not be judged, and the policy says to raise.
+        """
+        return self.check_many([value], stage=stage)[0]
+
+    async def acheck(self, value: ConversationLike, *, stage: Stage | None = None) -> Decision:
+        """`check`, without blocking the event loop."""
+        return (await self.acheck_many([value], stage=stage))[0]
+
+    @overload
+    def check_many(
+        self,
+        values: Iterable[ConversationLike],
+        *,
+        stage: Stage | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> list[Decision]: ...
+
+    @overload
+    def check_many(
+        self,
+        values: Iterable[ConversationLike],
+        *,
+        stage: Stage | None = None,
+        return_exceptions: Literal[True],
+    ) -> list[Decision | GuardError]: ...
+
+    def check_many(
+        self,
+        values: Iterable[ConversationLike],
+        *,
+        stage: Stage | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Decision] | list[Decision | GuardError]:
+        """`check` for a batch: one decision for each value, in the same order.
+
+        With `return_exceptions` what `check` would raise takes the place of its decision, and the
+        neighbours are spared; otherwise the first is raised.
+        """
+        steps = self._steps(values, stage)
+        try:
+            request = next(steps)
+            while True:
+                request = steps.send(self._judge(request))
+        except StopIteration as done:
+            return done.value if return_exceptions else _raised(done.value)
+
+    @overload
+    async def acheck_many(
+        self,
+        values: Iterable[ConversationLike],
+        *,
+        stage: Stage | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> list[Decision]: ...
+
+    @overload
+    async def acheck_many(
+        self,
+        values: Iterable[ConversationLike],
+        *,
+        stage: Stage | None = None,
+        return_exceptions: Literal[True],
+    ) -> list[Decision | GuardError]: ...
+
+    async def acheck_many(
+        self,
+        values: Iterable[ConversationLike],
+        *,
+        stage: Stage | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Decision] | list[Decision | GuardError]:
+        """`check_many`, without blocking the event loop."""
+        steps = self._steps(values, stage)
+        try:
+            request = next(steps)
+            while True:
+                request = steps.send(await self._ajudge(request))
+        except StopIteration as done:
+            return done.value if return_exceptions else _raised(done.value)
+
+    def enforce(self, value: ConversationLike, *, stage: Stage | None = None) -> str:
+        """The text to pass on; nothing (an empty text) where it is dropped.
+
+        Raises:
+            GuardViolation: The policy blocks it.
+        """
+        return passed_on(self.check(value, stage=stage))
+
+    async def aenforce(self, value: ConversationLike, *, stage: Stage | None = None) -> str:
+        """`enforce`, without blocking the event loop."""
+        return passed_on(await self.acheck(value, stage=stage))
+
+    def _judge(self, conversations: Sequence[Conversation]) -> Sequence[Outcome]:
+        try:
+            outcomes = self.engine.judge(conversations) if conversations else []
+            return _complete(conversations, outcomes)
+        except EngineError as error:
+            return [error] * len(conversations)
+
+    async def _ajudge(self, conversations: Sequence[Conversation]) -> Sequence[Outcome]:
+        try:
+            outcomes = await self.engine.ajudge(conversations) if conversations else []
+            return _complete(conversations, outcomes)
+        except EngineError as error:
+            return [error] * len(conversations)
+
+    def _steps(self, values: Iterable[ConversationLike], stage: Stage | None) -> _Steps:
+        started = time.perf_counter()
+        found = [_conversation(value) for value in values]
+        conversations = [item for item in found if isinstance(item, Conversation)]
+        outcomes = yield conversations
+        decided = [
+            self._decide(conversation, stage or stage_of(conversation), outcome)
+            for conversation, outcome in zip(conversations, outcomes, strict=True)
+        ]
+        pairs = [
+            (conversation, decision)
+            for conversation, decision in zip(conversations, decided, strict=True)
+            if isinstance(decision, Decision) and decision.action is Action.REDACT
+        ]
+        redactions = iter((yield from self._redact(pairs)) if pairs else [])
+        decisions = iter(decided)
+        results = [item if isinstance(item, GuardError) else next(decisions) for item in found]
+        seconds = time.perf_counter() - started
+        return [_finished(result, redactions, seconds) for result in results]
+
+    def _decide(
+        self, conversation: Conversation, stage: Stage, outcome: Outcome
+    ) -> Decision | GuardError:
+        text = conversation.last.text
+        if isinstance(outcome, Verdict):
+            return self.policy.decide(stage, outcome, text)
+        try:
+            return self.policy.decide_unjudged(stage, outcome, text)
+        except GuardError as error:
+            return error
+
+    def _redact(self, pairs: Sequence[tuple[Conversation, Decision]]) -> _Redaction:
+        """Take out the sentences that offend alone, then judge what is left."""
+        spans = [sentences(conversation.last.text) for conversation, _ in pairs]
+        outcomes = yield [
+            conversation.with_last_text(conversation.last.text[span.start : span.end])
+            for (conversation, _), found in zip(pairs, spans, strict=True)
+            for span in found
+        ]
+        judged = iter(outcomes)
+        candidates = list[tuple[Conversation, Decision]]()
+        for (conversation, decision), found in zip(pairs, spans, strict=True):
+            offending = [s for span in found for s in self._offending(decision, span, next(judged))]
+            marker = self.policy.at(decision.stage).marker
+            text, taken = redacted(conversation.last.text, offending, marker)
+            candidates.append(
+                (conversation.with_last_text(text), replace(decision, text=text, redactions=taken))
+            )
+        outcomes = yield [conversation for conversation, _ in candidates]
+        return [
+            self._settle(*item)
+            for item in zip((decision for _, decision in candidates), outcomes, strict=True)
+        ]
+
+    def _offending(self, decision: Decision, span: Span, outcome: Outcome) -> list[Span]:
+        """The span where it offends, or cannot be judged; nothing where it may stay."""
+        if not isinstance(outcome, Verdict):
+            return [span]
+        if self.policy.decide(decision.stage, outcome).allowed:
+            return []
+        return [replace(span, categories=outcome.categories)]
+
+    def _settle(self, decision: Decision, outcome: Outcome) -> Decision:
+        """The redaction if it passes by itself, else the replacement."""
+        passes = isinstance(outcome, Verdict) and (
+            self.policy.decide(decision.stage, outcome).allowed and decision.redactions
+        )
+        if passes:
+            return decision
+        replacement = self.policy.at(decision.stage).replacement
+        return replace(decision, action=Action.REPLACE, text=replacement, redactions=())
+
+
+def stage_of(conversation: Conversation) -> Stage:
+    """The stage at which the last message of a conversation is usually judged."""
+    last = conversation.last
+    if last.role is Role.ASSISTANT:
+        return Stage.TOOL_CALL if last.tool_calls and not last.text.strip() else Stage.OUTPUT
+    return Stage.TOOL_RESULT if last.role is Role.TOOL else Stage.INPUT
+
+
+def passed_on(decision: Decision) -> str:
+    """The text that a decision passes on; nothing (an empty text) where it was dropped.
+
+    Raises:
+        GuardViolation: It was blocked.
+    """
+    if decision.action is Action.BLOCK:
+        raise GuardViolation(decision)
+    return decision.text or ""
+
+
+def _complete(request: Sequence[Conversation], outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """The outcomes, once it is certain that there is one for each conversation."""
+    if len(outcomes) != len(request):
+        raise EngineError(
+            f"the engine returned {len(outcomes)} outcomes for {len(request)} conversations"
+        )
+    for outcome in outcomes:
+        if not isinstance(outcome, (Verdict, GuardError)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise EngineError(f"the engine returned {type(outcome).__name__}, not a verdict")
+    return outcomes
+
+
+def _conversation(value: ConversationLike) -> Conversation | GuardError:
+    try:
+        return Conversation.of(value)
+    except GuardError as error:
+        return error
+
+
+def _finished(
+    result: Decision | GuardError, redactions: Iterator[Decision], seconds: float
+) -> Decision | GuardError:
+    """The result with its redaction and its cost, logged."""
+    if isinstance(result, GuardError):
+        return result
+    result = next(redactions) if result.action is Action.REDACT else result
+    result = replace(result, seconds=seconds)
+    _log(result)
+    return result
+
+
+def _raised(results: list[Decision | GuardError]) -> list[Decision]:
+    decisions = [result for result in results if isinstance(result, Decision)]
+    if len(decisions) < len(results):
+        raise next(result for result in results if isinstance(result, GuardError))
+    return decisions
+
+
+def _log(decision: Decision) -> None:
+    level = logging.DEBUG if decision.action is Action.ALLOW else logging.INFO
+    level = logging.WARNING if decision.degraded else level
+    logger.log(level, decision.summary, extra={"decision": decision.to_dict(text=False)})

@@ -1,0 +1,204 @@
+"""What a safety model thinks of a text, detached from the model and from what we do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any
+
+
+class Severity(IntEnum):
+    """How harmful the model judged a text. Ordered, so `max()` is the worst.
+
+    The three levels of Qwen3Guard (tech report, arXiv 2510.14276). Controversial: harmful or not
+    depending on the context or on whom you ask; a policy decides how it counts.
+    """
+
+    SAFE = 0
+    CONTROVERSIAL = 1
+    UNSAFE = 2
+
+    @property
+    def label(self) -> str:
+        """The name as the models write it: `Safe`, `Controversial`, `Unsafe`."""
+        return self.name.capitalize()
+
+    @classmethod
+    def from_label(cls, label: str) -> Severity:
+        """The inverse of `label`, in any case.
+
+        Raises:
+            ValueError: No severity is called so.
+        """
+        for severity in cls:
+            if severity.name == label.upper():
+                return severity
+        raise ValueError(f"unknown severity: use one of {', '.join(s.label for s in cls)}")
+
+
+class Category(str, Enum):
+    """The nine categories of Qwen3Guard, named as the models write them."""
+
+    VIOLENT = "Violent"
+    NON_VIOLENT_ILLEGAL_ACTS = "Non-violent Illegal Acts"
+    SEXUAL_CONTENT = "Sexual Content or Sexual Acts"
+    PII = "PII"
+    SUICIDE_AND_SELF_HARM = "Suicide & Self-Harm"
+    UNETHICAL_ACTS = "Unethical Acts"
+    POLITICALLY_SENSITIVE_TOPICS = "Politically Sensitive Topics"
+    COPYRIGHT_VIOLATION = "Copyright Violation"
+    JAILBREAK = "Jailbreak"
+    """Of prompts only: an attempt to override the instructions of the model that is guarded."""
+
+    @property
+    def label(self) -> str:
+        """The name as the models write it."""
+        return self.value
+
+
+_CATEGORY_ORDER = {category: index for index, category in enumerate(Category)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Probabilities behind a verdict, each in 0 … 1.
+
+    They are the model's own, taken from its next-token distribution over the documented answers.
+    They are not calibrated.
+    """
+
+    severity: Mapping[Severity, float]
+    """P(severity); all three, summing to 1."""
+    category: Mapping[Category, float] = field(default_factory=dict[Category, float])
+    """P(category is named), over all severities; what is missing to 1 is P(no category)."""
+    refusal: float | None = None
+    """P(the assistant refused), given the severity and category that the verdict names; None where
+    only a prompt was judged."""
+
+    def __post_init__(self) -> None:
+        for p in (*self.severity.values(), *self.category.values(), self.refusal or 0.0):
+            if not -1e-6 <= p <= 1 + 1e-6:  # also true of NaN, which would pass every threshold
+                raise ValueError(f"a probability is {p}: it has to be between 0 and 1")
+
+    def at_least(self, severity: Severity) -> float:
+        """P(severity or worse)."""
+        return sum(p for level, p in self.severity.items() if level >= severity)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` reads it back."""
+        return {
+            "severity": {level.label: p for level, p in self.severity.items()},
+            "category": {category.label: p for category, p in self.category.items()},
+            "refusal": self.refusal,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Scores:
+        """The inverse of `to_dict`."""
+        return cls(
+            severity={Severity.from_label(k): float(p) for k, p in data["severity"].items()},
+            category={Category(k): float(p) for k, p in data.get("category", {}).items()},
+            refusal=data.get("refusal"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A part of a text: characters `start` (included) to `end` (excluded)."""
+
+    start: int
+    end: int
+    categories: frozenset[Category] = frozenset()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` reads it back."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "categories": _labels(self.categories),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Span:
+        """The inverse of `to_dict`."""
+        return cls(
+            start=data["start"],
+            end=data["end"],
+            categories=frozenset(map(Category, data.get("categories", ()))),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One judgement. It holds no text."""
+
+    severity: Severity
+    categories: frozenset[Category] = frozenset()
+    refusal: bool | None = None
+    """Whether the assistant refused; None where only a prompt was judged."""
+    scores: Scores | None = field(default=None, compare=False)
+    """None where the engine offers no probabilities."""
+    spans: tuple[Span, ...] = ()
+    """Where in the judged text the harm is, if the engine can tell."""
+    model: str = ""
+    """The model that judged, by name."""
+    fingerprint: str = ""
+    """The model that judged, exactly: weights, template, tokenizer and precision."""
+    tokens: int | None = field(default=None, compare=False)
+    """Cost: tokens computed for this judgement, shared prefixes not counted."""
+    seconds: float | None = field(default=None, compare=False)
+    """Cost: wall-clock time of the batch that this judgement was part of."""
+
+    @property
+    def summary(self) -> str:
+        """`Unsafe (Violent)`: for people, without text."""
+        named = ", ".join(_labels(self.categories))
+        return f"{self.severity.label} ({named})" if named else self.severity.label
+
+    def probability(self, severity: Severity, category: Category | None = None) -> float:
+        """P(severity or worse, and `category` named), from the scores.
+
+        Without scores the verdict counts as certain. The joint probability is bounded from above by
+        the smaller of the two, so a threshold on it errs towards firing.
+        """
+        if self.scores is None:
+            named = category is None or category in self.categories
+            return float(self.severity >= severity and named)
+        p = self.scores.at_least(severity)
+        return p if category is None else min(p, self.scores.category.get(category, 0.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` reads it back."""
+        return {
+            "severity": self.severity.label,
+            "categories": _labels(self.categories),
+            "refusal": self.refusal,
+            "scores": self.scores.to_dict() if self.scores else None,
+            "spans": [span.to_dict() for span in self.spans],
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
+        """The inverse of `to_dict`."""
+        scores = data.get("scores")
+        return cls(
+            severity=Severity.from_label(data["severity"]),
+            categories=frozenset(map(Category, data.get("categories", ()))),
+            refusal=data.get("refusal"),
+            scores=Scores.from_dict(scores) if scores else None,
+            spans=tuple(map(Span.from_dict, data.get("spans", ()))),
+            model=data.get("model", ""),
+            fingerprint=data.get("fingerprint", ""),
+            tokens=data.get("tokens"),
+            seconds=data.get("seconds"),
+        )
+
+
+def _labels(categories: frozenset[Category]) -> list[str]:
+    """Labels in the order of the enum: a set's own order differs between processes."""
+    return [category.label for category in sorted(categories, key=_CATEGORY_ORDER.__getitem__)]
