@@ -104,7 +104,7 @@ class Message:
             return cls(role=Role.USER, text=value)
         if isinstance(value, Mapping):
             return _from_openai(value)
-        if isinstance(value, tuple) and len(value) == 2:
+        if isinstance(value, tuple) and len(value) == 2:  # pyright: ignore[reportUnnecessaryIsInstance]
             return _from_openai({"role": value[0], "content": value[1]})
         raise ConversationError(
             f"a message cannot be made of {type(value).__name__}: pass a text, a (role, content) "

@@ -85,7 +85,8 @@ class UnreadableVerdict(EngineError):
     """
 
     def __init__(self, answer: str, reason: str = "not in the documented format") -> None:
-        super().__init__(f"no verdict in an answer of {len(answer)} characters: {reason}")
+        where = f" in an answer of {len(answer)} characters" if answer else ""
+        super().__init__(f"no verdict{where}: {reason}")
         self.answer = answer
         self.reason = reason
 

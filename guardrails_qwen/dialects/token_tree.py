@@ -62,6 +62,8 @@ class TokenTree:
                 node.answers.add(answer)
         self.nodes = [node for node in _walk(self.root) if self._undecided(node)]
         """Tokens of the first pass; a parent always comes before its children."""
+        self.longest = max(map(len, answers.values()))
+        """Tokens of the longest answer, the end of the turn included."""
         self.reads = [self.root, *(node for node in self.nodes if len(node.children) > 1)]
         """Where the first pass needs logits: the end of the prompt, and every fork."""
 
@@ -89,9 +91,10 @@ class TokenTree:
         visit(self.root, 1.0)
         return probabilities
 
-    def greedy(self, node: Node, logits: Mapping[Node, Logits]) -> Node:
-        """Where greedy decoding arrives from `node`: where it is decided, or logits end."""
-        while node.children and (len(node.children) == 1 or node in logits):
+    def greedy(self, logits: Mapping[Node, Logits]) -> Node:
+        """Where greedy decoding arrives: at a whole answer, or at the first fork without logits."""
+        node = self.root
+        while len(node.children) == 1 or node in logits:
             node = max(shares(node, logits).items(), key=lambda item: item[1])[0]
         return node
 

@@ -1,0 +1,263 @@
+"""Loading a Qwen3Guard-Gen checkpoint, with everything about it checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging as transformers_logging
+
+from guardrails_qwen.dialects.qwen3guard import GuardTemplate
+from guardrails_qwen.engines.tokenization import PromptEncoder
+from guardrails_qwen.errors import CheckpointError
+
+TINY = "tiny"
+"""The name of the bundled checkpoint."""
+
+
+class _Tokenizer(Protocol):
+    """What is used of the library's tokenizers, whose own types say little."""
+
+    chat_template: object
+    eos_token_id: object
+    is_fast: bool
+    backend_tokenizer: Any
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool
+    ) -> object: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, object]: ...
+
+
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded model and what is needed to ask it."""
+
+    name: str
+    fingerprint: str
+    model: Qwen3ForCausalLM
+    encoder: PromptEncoder
+    template: GuardTemplate
+    end: int
+    """Id of the token that ends a turn."""
+    context: int
+    """The longest sequence that the model takes, in tokens."""
+    demonstration: bool
+    """Whether this is the bundled checkpoint, which shows how things work and protects nobody."""
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Checkpoint:
+    """A checkpoint from a folder or the model hub. See `TransformersEngine.from_pretrained`."""
+    source = _source(model)
+    options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    with _readable_errors(model), _quiet():
+        config = cast("PreTrainedConfig", _from_pretrained(AutoConfig, source, **options))
+        _require_qwen3guard_gen(config)
+        tokenizer = cast("_Tokenizer", _from_pretrained(AutoTokenizer, source, **options))
+        chosen = _device(device)
+        network, info = _from_pretrained(
+            AutoModelForCausalLM,
+            source,
+            config=config,
+            dtype=_dtype(dtype, chosen),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **options,
+        )
+    _require_all_weights(info)
+    if not tokenizer.is_fast:
+        raise CheckpointError("the checkpoint has no tokenizer.json, which this engine reads")
+    template = _template(tokenizer)
+    encoder = PromptEncoder(_backend(tokenizer))
+    _require_same_prompt(tokenizer, template, encoder)
+    return Checkpoint(
+        name=Path(source).name if Path(source).is_dir() else str(model),
+        fingerprint=_fingerprint(network, tokenizer),
+        model=network.eval().requires_grad_(requires_grad=False).to(chosen),
+        encoder=encoder,
+        template=template,
+        end=_end(tokenizer),
+        context=int(config.max_position_embeddings),
+        demonstration=bool(getattr(config, "demonstration", False)),
+    )
+
+
+def _from_pretrained(auto: Any, source: str, **options: Any) -> Any:
+    """The library's loader, whose types say nothing."""
+    return auto.from_pretrained(source, **options)
+
+
+def _source(model: str | Path) -> str:
+    if str(model) == TINY:
+        model = Path(str(files("guardrails_qwen"))) / "checkpoints" / "tiny-gen"
+    path = Path(model).expanduser()
+    if not path.exists():
+        if isinstance(model, Path) or str(model).startswith((".", "/", "~")):
+            raise CheckpointError(f"there is no checkpoint folder {path}")
+        return str(model)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file: give the folder that holds config.json")
+    needed = {
+        "config.json": ["config.json"],
+        "tokenizer.json": ["tokenizer.json"],
+        "a .safetensors file": ["*.safetensors"],
+    }
+    for name, patterns in needed.items():
+        if not any(any(path.glob(pattern)) for pattern in patterns):
+            raise CheckpointError(f"the checkpoint folder {path} lacks {name}")
+    return str(path)
+
+
+def _require_qwen3guard_gen(config: PreTrainedConfig) -> None:
+    architectures = list(config.architectures or [])
+    if "Qwen3ForGuardModel" in architectures:
+        raise CheckpointError(
+            "this is a Qwen3Guard-Stream checkpoint, which judges token by token: this engine "
+            "takes Qwen3Guard-Gen, for example Qwen/Qwen3Guard-Gen-0.6B"
+        )
+    if config.model_type != "qwen3" or architectures != ["Qwen3ForCausalLM"]:
+        raise CheckpointError(
+            f"this is a {config.model_type} checkpoint ({', '.join(architectures) or 'unnamed'}): "
+            "this engine takes Qwen3Guard-Gen (qwen3, Qwen3ForCausalLM)"
+        )
+
+
+def _require_all_weights(info: dict[str, Any]) -> None:
+    """Refuse weights that the library would make up or leave out."""
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        keys = sorted(map(str, info.get(kind) or ()))
+        if keys:
+            shown = ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
+            raise CheckpointError(f"the checkpoint has {kind.replace('_', ' ')}: {shown}")
+
+
+def _template(tokenizer: _Tokenizer) -> GuardTemplate:
+    if not isinstance(tokenizer.chat_template, str):
+        raise CheckpointError(
+            "the tokenizer has no chat template: the guard's instructions are in it; use the "
+            "checkpoint's own chat_template.jinja"
+        )
+
+    def render(messages: list[dict[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+    return GuardTemplate(render)
+
+
+def _require_same_prompt(
+    tokenizer: _Tokenizer, template: GuardTemplate, encoder: PromptEncoder
+) -> None:
+    """Compare with the model card's way of encoding, on text without special tokens."""
+    from guardrails_qwen.conversation import Conversation
+
+    for conversation in (
+        Conversation.of("Hello, how are you?\n"),
+        Conversation.exchange("你好。 What's 2+2?", " It's 4.\n\nBye"),
+    ):
+        [prompt] = encoder.prompts([template.pieces(conversation)])
+        messages = [message.to_dict() for message in conversation.messages]
+        rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        if tokenizer(rendered, add_special_tokens=False)["input_ids"] != prompt.ids:
+            raise CheckpointError(
+                "this tokenizer encodes prompts in a way that this engine does not reproduce; "
+                "please report the checkpoint"
+            )
+
+
+def _end(tokenizer: _Tokenizer) -> int:
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise CheckpointError("the tokenizer names no end-of-sequence token")
+    return end
+
+
+def _backend(tokenizer: _Tokenizer) -> str:
+    return str(tokenizer.backend_tokenizer.to_str())
+
+
+def _fingerprint(model: Qwen3ForCausalLM, tokenizer: _Tokenizer) -> str:
+    """A digest of configuration, template, tokenizer, precision and a sample of every weight."""
+    digest = hashlib.sha256()
+    config = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if key not in {"_name_or_path", "transformers_version"}
+    }
+    described: list[object] = [
+        config,
+        tokenizer.chat_template,
+        _backend(tokenizer),
+        str(model.dtype),
+    ]
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA, float32 elsewhere, unless told otherwise."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen = getattr(torch, dtype, None)
+    if not isinstance(chosen, torch.dtype):
+        raise CheckpointError(f"unknown dtype {dtype!r}: use auto, float32, bfloat16 or float16")
+    return chosen
+
+
+@contextmanager
+def _readable_errors(model: str | Path) -> Generator[None]:
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        raise CheckpointError(f"the checkpoint {model} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without progress bars, which are another library's idea of what belongs on a terminal."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
