@@ -1,0 +1,88 @@
+# Everything that a contributor or a CI machine does, by name. Needs Python 3.10 or newer and a
+# package registry; each target sets up what it needs in $(VENV), and only that.
+#
+# pip's own settings apply (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf): name an
+# index with CPU builds of torch there if the default one offers CUDA builds and you want neither
+# their size nor a GPU. constraints.txt accepts any build of the tested torch version.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+CORE := pyproject.toml constraints.txt
+LANGCHAIN := integrations/langchain/pyproject.toml
+LLAMA_INDEX := integrations/llama_index/pyproject.toml
+
+# A stamp says what is installed; it is older than what it was installed from when that changes.
+PIP_READY := $(VENV)/.ready-pip
+DEMO_READY := $(VENV)/.ready-demo
+TEST_READY := $(VENV)/.ready-test
+LINT_READY := $(VENV)/.ready-lint
+DOCS_READY := $(VENV)/.ready-docs
+RELEASE_READY := $(VENV)/.ready-release
+
+.PHONY: help demo test lint typecheck docs wheels bench format clean
+
+help: ## Show the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: $(DEMO_READY) ## Guard a LangChain chain with the bundled checkpoint
+	$(BIN)/python examples/quickstart_langchain.py
+
+test: $(TEST_READY) ## Run the tests
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: $(LINT_READY) ## Check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(LINT_READY) ## Mend what can be mended of what `lint` finds
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+typecheck: $(TEST_READY) $(LINT_READY) ## Check types, strictly
+	$(BIN)/pyright
+
+docs: $(DOCS_READY) ## Build the documentation into site/
+	$(BIN)/mkdocs build --quiet --strict
+
+wheels: $(RELEASE_READY) ## Build the wheels into dist/ and try them in clean environments
+	$(BIN)/python scripts/smoke_wheels.py
+
+bench: $(DEMO_READY) ## Measure what the README claims
+	$(BIN)/python -m benchmarks.one_pass
+
+clean: ## Remove what the targets made, environments included
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PIP_READY): scripts/create_venv.sh
+	@sh scripts/create_venv.sh $(VENV)
+	@touch $@
+
+$(DEMO_READY): $(PIP_READY) $(CORE) $(LANGCHAIN)
+	@echo "Installing the package, torch and LangChain into $(VENV) …"
+	@$(INSTALL) -e '.[local]' -e integrations/langchain
+	@touch $@
+
+$(TEST_READY): $(DEMO_READY) $(LLAMA_INDEX)
+	@echo "Installing the tests' dependencies into $(VENV) …"
+	@$(INSTALL) -e . -e integrations/llama_index --group test
+	@touch $@
+
+$(LINT_READY): $(PIP_READY) $(CORE)
+	@$(INSTALL) --group lint
+	@touch $@
+
+$(DOCS_READY): $(PIP_READY) $(CORE)
+	@$(INSTALL) --group docs
+	@touch $@
+
+$(RELEASE_READY): $(PIP_READY) $(CORE)
+	@$(INSTALL) --group release
+	@touch $@
