@@ -49,7 +49,7 @@ typecheck: $(TEST_READY) $(LINT_READY) ## Check types, strictly
 	$(BIN)/pyright
 
 docs: $(DOCS_READY) ## Build the documentation into site/
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 wheels: $(RELEASE_READY) ## Build the wheels into dist/ and try them in clean environments
 	$(BIN)/python scripts/smoke_wheels.py
