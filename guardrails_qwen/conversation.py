@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -27,7 +28,7 @@ class ToolCall:
 
     name: str = field(repr=False)
     arguments: str = field(default="{}", repr=False)
-    id: str | None = None
+    id: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _require_text(self.name, "the name of a tool call")
@@ -35,13 +36,12 @@ class ToolCall:
 
     @property
     def judged_text(self) -> str:
-        """The call as the safety model reads it, JSON escapes undone: none can hide a word."""
-        try:
-            arguments = json.dumps(json.loads(self.arguments), ensure_ascii=False)
-            arguments.encode()
-        except (ValueError, RecursionError):
-            arguments = self.arguments
-        return f"{self.name}({arguments})"
+        """The call as the safety model reads it, JSON escapes undone: none can hide a word.
+
+        The arguments are not parsed for it: parsing loses fields that are given twice, and what it
+        cannot read it would leave escaped.
+        """
+        return f"{self.name}({_unescaped(self.arguments)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +142,20 @@ class Conversation:
             fields = cast("Mapping[str, Any]", value)
             if "messages" not in fields:
                 return cls((Message.of(fields),))
-            return cls.of(fields["messages"])
+            _require_understood(fields, {"messages"}, "a conversation")
+            return cls._of_messages(fields["messages"])
+        return cls._of_messages(value)
+
+    @classmethod
+    def _of_messages(cls, value: object) -> Conversation:
+        if isinstance(value, (str, Mapping, Message)):
+            return cls((Message.of(cast("MessageLike", value)),))
         if isinstance(value, (bytes, bytearray)) or not hasattr(value, "__iter__"):
             raise ConversationError(
                 f"a conversation cannot be made of {type(value).__name__}: pass a text or a list "
                 "of messages"
             )
-        return cls(tuple(_numbered(value)))
+        return cls(tuple(_numbered(cast("Iterable[MessageLike]", value))))
 
     @classmethod
     def exchange(cls, prompt: str, response: str) -> Conversation:
@@ -220,32 +227,71 @@ def _role(value: object) -> Role:
 
 def _shown(value: object) -> str:
     """A name from untrusted input, short enough that it cannot carry a moderated text."""
-    return repr(value) if isinstance(value, str) and len(value) <= 24 else type(value).__name__
+    one_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,24}", value)
+    return repr(value) if one_word else type(value).__name__
 
 
-_NO_TEXT = frozenset({"role", "id", "tool_call_id", "type", "index", "status"})
-_TEXT = frozenset({"content", "name", "tool_calls", "function_call", "refusal"})
+_ESCAPES = re.compile(r"""(\\+)(u[0-9a-fA-F]{4}|["/bfnrt])?""")
+_CONTROL = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+def _unescaped(arguments: str) -> str:
+    r"""JSON text with its escapes undone, and `\uXXXX` in JSON inside of JSON as well."""
+    text = _ESCAPES.sub(_character, arguments)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _character(escape: re.Match[str]) -> str:
+    backslashes, what = len(escape[1]), escape[2] or ""
+    if what.startswith("u"):
+        return "\\" * ((backslashes - 1) // 2) + chr(int(what[1:], 16))
+    return "\\" * (backslashes // 2) + (_CONTROL.get(what, what) if backslashes % 2 else what)
+
+
+_IDENTIFIERS = frozenset({"id", "tool_call_id", "call_id", "type", "index", "status"})
+"""Fields that nobody reads as text; they have to look like it."""
+_TEXT = frozenset({"role", "content", "name", "tool_calls", "function_call", "refusal"})
 _REASONING = ("reasoning_content", "reasoning")
+_CALL = frozenset({"function", "custom", "name", "arguments", "args", "input"})
+_FUNCTION = frozenset({"name", "arguments", "args", "input"})
+_PART = frozenset({"cache_control", "logprobs"})
+"""Fields of a text part that add no text to it."""
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
 def _from_openai(value: Mapping[str, Any]) -> Message:
     if "role" not in value:
         raise ConversationError("a message dict needs a 'role'")
-    understood = {*_NO_TEXT, *_TEXT, *_REASONING}
-    for key, content in value.items():
-        if key not in understood and content not in (None, "", [], {}, False):
-            raise ConversationError(
-                f"field {_shown(key)} of a message is not understood and would go unjudged: "
-                "remove it, or put its text into 'content'"
-            )
+    _require_understood(value, {*_TEXT, *_REASONING}, "a message")
     said = [*(value.get(key) for key in _REASONING), value.get("content"), value.get("refusal")]
-    calls = [*(value.get("tool_calls") or ()), *filter(None, [value.get("function_call")])]
     return Message(
         role=_role(value["role"]),
         text="\n".join(text for content in said for text in _texts(content)),
-        tool_calls=tuple(_tool_call(call) for call in calls),
+        tool_calls=tuple(_tool_calls(value)),
         name=value.get("name") or None,
+    )
+
+
+def _require_understood(fields: Mapping[str, Any], understood: Iterable[str], what: str) -> None:
+    """Refuse a field whose text would not reach the model, so that nothing is skipped silently."""
+    for key, value in fields.items():
+        harmless = _empty(value) or (key in _IDENTIFIERS and _identifies(value))
+        if key not in understood and not harmless:
+            raise ConversationError(
+                f"field {_shown(key)} of {what} is not understood and would go unjudged: "
+                "remove it, or put its text into 'content'"
+            )
+
+
+def _empty(value: object) -> bool:
+    if isinstance(value, (str, list, tuple, dict)):
+        return not value
+    return value is None or value is False
+
+
+def _identifies(value: object) -> bool:
+    return isinstance(value, int) or (
+        isinstance(value, str) and len(value) <= 256 and not re.search(r"\s", value)
     )
 
 
@@ -277,18 +323,53 @@ def _part_text(part: object) -> str:
             f"a content part of type {_shown(kind)} cannot be judged by a text model: "
             "take it out and judge it by other means"
         )
+    _require_understood(fields, {key, *_PART}, "a content part")
     return fields[key]
 
 
+def _tool_calls(message: Mapping[str, Any]) -> Iterable[ToolCall]:
+    calls = message.get("tool_calls") or ()
+    if not isinstance(calls, (list, tuple)):
+        raise ConversationError(f"tool_calls is {type(calls).__name__}, not a list")
+    for call in cast("Sequence[object]", calls):
+        yield _tool_call(call)
+    if message.get("function_call"):
+        yield _tool_call(message["function_call"])
+
+
 def _tool_call(call: object) -> ToolCall:
-    if not isinstance(call, Mapping):
-        raise ConversationError(f"a tool call is {type(call).__name__}, not a dict")
-    fields = cast("Mapping[str, Any]", call)
-    function = cast("Mapping[str, Any]", fields.get("function") or fields.get("custom") or fields)
-    name = function.get("name")
-    arguments = next((function[k] for k in ("arguments", "args", "input") if k in function), None)
-    if not isinstance(name, str):
+    fields = _fields(call, _CALL)
+    nested = [fields[key] for key in ("function", "custom") if not _empty(fields.get(key))]
+    flat = {key: value for key, value in fields.items() if key in _FUNCTION}
+    function, *others = [*nested, *([flat] if any(flat.values()) or not nested else [])]
+    if others:
+        raise ConversationError("a tool call names its function twice: give it once")
+    function = _fields(function, _FUNCTION)
+    given = [function[key] for key in ("arguments", "args", "input") if function.get(key)]
+    if len(given) > 1:
+        raise ConversationError("a tool call has its arguments twice: give them once")
+    if not isinstance(function.get("name"), str):
         raise ConversationError("a tool call needs the name of a function")
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments or {}, ensure_ascii=False, default=str)
-    return ToolCall(name=name, arguments=arguments, id=fields.get("id"))
+    identifier = fields.get("id")
+    return ToolCall(
+        name=function["name"],
+        arguments=_json(given[0] if given else {}),
+        id=identifier if isinstance(identifier, str) else None,
+    )
+
+
+def _fields(value: object, understood: Iterable[str]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConversationError(f"a tool call is {type(value).__name__}, not a dict")
+    fields = cast("Mapping[str, Any]", value)
+    _require_understood(fields, understood, "a tool call")
+    return fields
+
+
+def _json(arguments: object) -> str:
+    if isinstance(arguments, str):
+        return arguments
+    try:
+        return json.dumps(arguments, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        raise ConversationError("the arguments of a tool call cannot be written as JSON") from None
