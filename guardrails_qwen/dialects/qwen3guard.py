@@ -129,6 +129,7 @@ Render = Callable[[list[dict[str, str]]], str]
 """A checkpoint's chat template: role/content messages to a prompt."""
 
 _SLOT = "\ue000{index}\ue001"
+_SLOTS = re.compile(r"\ue000(\d+)\ue001")
 _SECTION = re.compile(r"<([A-Z][A-Z]+(?:[ _&/-]+[A-Z]+)*)>")
 _LABEL = re.compile(r"(\w+):\s*\Z")
 
@@ -159,7 +160,9 @@ class GuardTemplate:
         names = sorted(set(_SECTION.findall(scaffold)), key=len, reverse=True)
         labels = sorted({m[1] for piece in [*prompt, *response] for m in _LABEL.finditer(piece)})
         self._sections = [re.compile(_spaced(name), re.IGNORECASE) for name in names]
-        self._labels = re.compile(rf"(?<![\w(])({'|'.join(labels)})(\s*):") if labels else None
+        self._labels = (
+            re.compile(rf"(?<![\w(])({'|'.join(labels)})(\s*):", re.IGNORECASE) if labels else None
+        )
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """The prompt that asks for a verdict on the last message of a conversation."""
@@ -180,22 +183,19 @@ class GuardTemplate:
     def _scaffold(self, count: int) -> tuple[str, ...]:
         """The template's own text around and between `count` alternating turns."""
         roles = [(Role.USER, Role.ASSISTANT)[index % 2] for index in range(count)]
-        slots = [_SLOT.format(index=index) for index in range(count)]
         messages = [
-            {"role": role.value, "content": slot} for role, slot in zip(roles, slots, strict=True)
+            {"role": role.value, "content": _SLOT.format(index=index)}
+            for index, role in enumerate(roles)
         ]
-        rest, pieces = self._render(messages), list[str]()
-        for slot in slots:
-            before, found, rest = rest.partition(slot)
-            if not found or slot in rest:
-                raise CheckpointError(
-                    f"the chat template does not render each of {count} alternating user and "
-                    "assistant messages exactly once, in order: it is not a guard's"
-                )
-            pieces.append(before)
-        return (*pieces, rest)
+        parts = _SLOTS.split(self._render(messages))
+        if parts[1::2] != [str(index) for index in range(count)]:
+            raise CheckpointError(
+                f"the chat template does not render each of {count} alternating user and "
+                "assistant messages exactly once, in order: it is not a guard's"
+            )
+        return tuple(parts[::2])
 
 
 def _spaced(name: str) -> str:
     words = r"[\s_&/-]+".join(map(re.escape, re.split(r"[ _&/-]+", name)))
-    return rf"<\s*/?\s*({words})\s*>"
+    return rf"<\s*(?:/\s*)?({words})\s*>"
