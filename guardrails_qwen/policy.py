@@ -33,6 +33,9 @@ class Policy:
     """Of every stage that `stages` does not name."""
     stages: Mapping[Stage, StagePolicy] = field(default_factory=dict[Stage, StagePolicy])
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", {Stage(k): v for k, v in self.stages.items()})
+
     @classmethod
     def strict(cls, *, action: Action = Action.BLOCK, on_error: OnError = OnError.BLOCK) -> Policy:
         """Controversial counts as unsafe: `action` for both. Retrieved chunks are dropped."""

@@ -85,6 +85,10 @@ class Rule:
     probability: float | None = None
 
     def __post_init__(self) -> None:
+        _coerced(self, "action", Action)
+        _coerced(self, "severity", Severity)
+        if self.category is not None:
+            _coerced(self, "category", Category)
         if self.probability is not None and not 0 < self.probability <= 1:
             raise PolicyError(f"probability is {self.probability}: use more than 0 and at most 1")
 
@@ -125,6 +129,7 @@ class StagePolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
+        _coerced(self, "on_error", OnError)
 
     def rule_for(self, verdict: Verdict) -> Rule | None:
         """The rule that decides about a verdict, or None: allow."""
@@ -139,6 +144,15 @@ class StagePolicy:
         if general and not (verdict.categories and verdict.categories <= covered):
             specific.append(general)
         return max(specific, key=lambda rule: rule.action, default=None)
+
+
+def _coerced(owner: Rule | StagePolicy, name: str, kind: type[Enum]) -> None:
+    """Make a member of a field that was given by value: comparisons go by identity."""
+    value = getattr(owner, name)
+    try:
+        object.__setattr__(owner, name, kind(value))
+    except ValueError:
+        raise PolicyError(f"{name} is {value!r}, which is no {kind.__name__}") from None
 
 
 def _most_specific(rules: Iterable[Rule]) -> Rule | None:

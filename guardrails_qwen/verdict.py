@@ -71,15 +71,21 @@ class Scores:
     severity: Mapping[Severity, float]
     """P(severity); all three, summing to 1."""
     category: Mapping[Category, float] = field(default_factory=dict[Category, float])
-    """P(category is named), over all severities; what is missing to 1 is P(no category)."""
+    """P(category is named), over all severities; what is missing to 1 is P(no category). Empty
+    where the engine offers none."""
     refusal: float | None = None
     """P(the assistant refused), given the severity and category that the verdict names; None where
     only a prompt was judged."""
 
     def __post_init__(self) -> None:
+        if set(self.severity) != set(Severity):
+            raise ValueError("a probability is needed for each of the three severities")
         for p in (*self.severity.values(), *self.category.values(), self.refusal or 0.0):
             if not -1e-6 <= p <= 1 + 1e-6:  # also true of NaN, which would pass every threshold
                 raise ValueError(f"a probability is {p}: it has to be between 0 and 1")
+        total = sum(self.severity.values())
+        if abs(total - 1) > 1e-3:
+            raise ValueError(f"the probabilities of the severities sum to {total:g}, not to 1")
 
     def at_least(self, severity: Severity) -> float:
         """P(severity or worse)."""
@@ -150,6 +156,10 @@ class Verdict:
     seconds: float | None = field(default=None, compare=False)
     """Cost: wall-clock time of the batch that this judgement was part of."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "severity", Severity(self.severity))
+        object.__setattr__(self, "categories", frozenset(map(Category, self.categories)))
+
     @property
     def summary(self) -> str:
         """`Unsafe (Violent)`: for people, without text."""
@@ -159,14 +169,16 @@ class Verdict:
     def probability(self, severity: Severity, category: Category | None = None) -> float:
         """P(severity or worse, and `category` named), from the scores.
 
-        Without scores the verdict counts as certain. The joint probability is bounded from above by
-        the smaller of the two, so a threshold on it errs towards firing.
+        Without scores the verdict counts as certain, and so do its categories where the scores have
+        none. The joint probability is bounded from above by the smaller of the two, so a threshold
+        on it errs towards firing.
         """
-        if self.scores is None:
-            named = category is None or category in self.categories
-            return float(self.severity >= severity and named)
-        p = self.scores.at_least(severity)
-        return p if category is None else min(p, self.scores.category.get(category, 0.0))
+        p = self.scores.at_least(severity) if self.scores else float(self.severity >= severity)
+        if category is None:
+            return p
+        if self.scores and self.scores.category:
+            return min(p, self.scores.category.get(category, 0.0))
+        return p if category in self.categories else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` reads it back."""
