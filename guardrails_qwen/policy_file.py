@@ -33,6 +33,8 @@ def read_file(path: Path) -> Policy:
         data = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise PolicyError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise PolicyError(f"{path}: nested too deep") from error
     except PolicyError as error:
         raise PolicyError(f"{path}: {error}") from error
     return _validated(data, lambda location: f"{path}, at {_path(location)}")
@@ -49,6 +51,10 @@ def read_yaml(text: str, *, source: str = "policy") -> Policy:
         raise PolicyError(f"{source}{line}: {error.problem or 'not YAML'}") from error
     except yaml.YAMLError as error:
         raise PolicyError(f"{source}: not YAML") from error
+    except RecursionError as error:
+        raise PolicyError(f"{source}: nested too deep") from error
+    except ValueError as error:  # a date or number that is none
+        raise PolicyError(f"{source}: {error}") from error
     return _validated(
         data, lambda location: f"{source}, line {_line(tree, location)}, at {_path(location)}"
     )
@@ -64,7 +70,7 @@ def _named(parse: Callable[[str], object], known: list[str]) -> BeforeValidator:
 
     def validate(value: object) -> object:
         if not isinstance(value, str):
-            return value
+            raise ValueError(f"{_said(value)}; use one of: {', '.join(known)}")  # noqa: TRY004
         labels = {label.lower(): label for label in known}
         if value.lower() in labels:
             return parse(labels[value.lower()])
@@ -90,6 +96,24 @@ _StageName = Annotated[
 ]
 
 
+def _said(value: object) -> str:
+    if value is None:
+        return "nothing is given here: leave the field out"
+    if isinstance(value, bool):
+        return "YAML reads this word as yes or no: put it in quotes"
+    return f"a name is expected here, not {type(value).__name__}"
+
+
+def _once(stages: object) -> object:
+    """The stages, each given once: their names are read in any case."""
+    if isinstance(stages, Mapping):
+        names = [str(name).lower() for name in cast("Mapping[object, object]", stages)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"given twice: {', '.join(twice)}")
+    return cast("object", stages)
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -97,8 +121,8 @@ class _Model(BaseModel):
 class _Rule(_Model):
     action: _Action
     severity: _Severity = Severity.CONTROVERSIAL
-    category: _Category | None = None
-    probability: Annotated[float, Field(gt=0, le=1)] | None = None
+    category: _Category = cast("Category", None)
+    probability: Annotated[float, Field(gt=0, le=1)] = cast("float", None)
 
 
 class _Stage(_Model):
@@ -122,7 +146,7 @@ class _Stage(_Model):
 class _Policy(_Model):
     name: str
     extends: Literal["strict", "loose"] | None = None
-    stages: dict[_StageName, _Stage]
+    stages: Annotated[dict[_StageName, _Stage], BeforeValidator(_once)]
 
     def value(self) -> Policy:
         base = {None: None, "strict": Policy.strict(), "loose": Policy.loose()}[self.extends]
