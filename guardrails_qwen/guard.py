@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from guardrails_qwen.conversation import Conversation, ConversationLike, Role
+from guardrails_qwen.conversation import Conversation, ConversationLike, Message, Role
 from guardrails_qwen.decision import Decision
 from guardrails_qwen.engines.base import Engine, Outcome
-from guardrails_qwen.errors import EngineError, GuardError, GuardViolation
+from guardrails_qwen.errors import ConversationError, EngineError, GuardError, GuardViolation
 from guardrails_qwen.policy import Policy
 from guardrails_qwen.redaction import redacted, sentences
 from guardrails_qwen.rules import Action, Stage
@@ -183,6 +183,8 @@ class Guard:
 
     def _steps(self, values: Iterable[ConversationLike], stage: Stage | None) -> _Steps:
         started = time.perf_counter()
+        if isinstance(values, (str, bytes, Mapping, Message, Conversation)):
+            raise ConversationError("a batch is a list of conversations, and this is a single one")
         found = [_conversation(value) for value in values]
         conversations = [item for item in found if isinstance(item, Conversation)]
         outcomes = yield conversations
@@ -275,6 +277,8 @@ def passed_on(decision: Decision) -> str:
 
 def _complete(request: Sequence[Conversation], outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
     """The outcomes, once it is certain that there is one for each conversation."""
+    if not isinstance(outcomes, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise EngineError(f"the engine returned {type(outcomes).__name__}, not a list of outcomes")
     if len(outcomes) != len(request):
         raise EngineError(
             f"the engine returned {len(outcomes)} outcomes for {len(request)} conversations"
