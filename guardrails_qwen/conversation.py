@@ -33,6 +33,10 @@ class ToolCall:
     def __post_init__(self) -> None:
         _require_text(self.name, "the name of a tool call")
         _require_text(self.arguments, "the arguments of a tool call")
+        if self.id is not None and not _identifies(self.id):
+            raise ConversationError(
+                "the id of a tool call is not one: text would go unjudged there"
+            )
 
     @property
     def judged_text(self) -> str:
@@ -218,11 +222,10 @@ def _require_text(value: object, what: str) -> None:
 
 
 def _role(value: object) -> Role:
-    try:
-        return Role(value)
-    except ValueError:
-        known = ", ".join(role.value for role in Role)
-        raise ConversationError(f"unknown role {_shown(value)}: use one of {known}") from None
+    roles = {role.value: role for role in Role}
+    if not isinstance(value, str) or value not in roles:
+        raise ConversationError(f"unknown role {_shown(value)}: use one of {', '.join(roles)}")
+    return roles[value]
 
 
 def _shown(value: object) -> str:
