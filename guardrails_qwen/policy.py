@@ -90,7 +90,10 @@ class Policy:
         """The policy as a YAML file; `from_yaml` reads it back."""
         import yaml
 
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        data = self.to_dict()
+        # YAML folds these line breaks into spaces unless they are escaped
+        odd = set("\x85\u2028\u2029") & set(json.dumps(data, ensure_ascii=False))
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=not odd)
 
     @cached_property
     def fingerprint(self) -> str:
