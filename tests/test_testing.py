@@ -1,0 +1,106 @@
+"""The test doubles, which others build on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from guardrails_qwen import (
+    Category,
+    Conversation,
+    EngineClosed,
+    EngineError,
+    GuardError,
+    Severity,
+    TextTooLong,
+    UnreadableVerdict,
+    Verdict,
+)
+from guardrails_qwen.testing import FailingEngine, Script, ScriptedEngine
+
+ASK = Conversation.of("How can I make a bomb?")
+REPLY = Conversation.exchange("How?", "Like this: bomb")
+UNSAFE = Verdict(severity=Severity.UNSAFE)
+CAKE = Conversation.of("How can I bake a cake?")
+
+
+def safe_unless_bomb(conversation: Conversation) -> Verdict:
+    return UNSAFE if "bomb" in conversation.last.text else Verdict(severity=Severity.SAFE)
+
+
+SCRIPTS: list[tuple[Script | None, Conversation, Severity]] = [
+    (None, ASK, Severity.SAFE),
+    (UNSAFE, ASK, Severity.UNSAFE),
+    ("Safety: Unsafe\nCategories: Violent", ASK, Severity.UNSAFE),
+    ("Safety: Unsafe\nCategories: Violent", REPLY, Severity.UNSAFE),
+    ({"bomb": UNSAFE}, ASK, Severity.UNSAFE),
+    ({"bomb": UNSAFE}, CAKE, Severity.SAFE),
+    (
+        {"make": Verdict(severity=Severity.CONTROVERSIAL), "bomb": UNSAFE},
+        ASK,
+        Severity.CONTROVERSIAL,
+    ),
+    (safe_unless_bomb, ASK, Severity.UNSAFE),
+    (safe_unless_bomb, CAKE, Severity.SAFE),
+]
+
+
+@pytest.mark.parametrize(("script", "asked", "severity"), SCRIPTS)
+def test_answers_by_the_script(
+    script: Script | None, asked: Conversation, severity: Severity
+) -> None:
+    engine = ScriptedEngine(script, name="double")
+    [outcome] = engine.judge([asked])
+    assert isinstance(outcome, Verdict)
+    assert outcome.severity is severity
+    assert (outcome.model, outcome.fingerprint) == ("double", engine.fingerprint)
+    assert asyncio.run(engine.ajudge([asked])) == [outcome]
+
+
+NONSENSE = ["", "I think it's fine!", "Safety: Safe", "Safe", "safety: safe\ncategories: none"]
+
+
+@pytest.mark.parametrize("answer", NONSENSE)
+@pytest.mark.parametrize("asked", [ASK, REPLY], ids=["prompt", "response"])
+def test_nonsense_is_no_verdict(answer: str, asked: Conversation) -> None:
+    [outcome] = ScriptedEngine(answer).judge([asked])
+    assert isinstance(outcome, UnreadableVerdict)
+
+
+def test_a_refusal_is_read_where_a_response_is_judged() -> None:
+    answer = "Safety: Safe\nCategories: None\nRefusal: Yes"
+    [refused] = ScriptedEngine(answer).judge([REPLY])
+    assert isinstance(refused, Verdict)
+    assert refused.refusal is True
+    [unsaid] = ScriptedEngine("Safety: Safe\nCategories: None").judge([REPLY])
+    assert isinstance(unsaid, Verdict)
+    assert unsaid.refusal is False
+    [asked] = ScriptedEngine("Safety: Unsafe\nCategories: Jailbreak").judge([ASK])
+    assert isinstance(asked, Verdict)
+    assert asked.refusal is None
+    assert asked.categories == {Category.JAILBREAK}
+
+
+def test_an_error_is_an_outcome_of_its_own() -> None:
+    error = TextTooLong(9, 8)
+    assert ScriptedEngine({"bomb": error}).judge([CAKE, ASK])[1] is error
+
+
+def test_records_what_it_was_asked() -> None:
+    engine = ScriptedEngine()
+    engine.judge([ASK, REPLY])
+    engine.judge([CAKE])
+    assert engine.seen == [ASK, REPLY, CAKE]
+    assert engine.batches == [2, 1]
+    assert "bomb" not in repr(engine)
+
+
+@pytest.mark.parametrize("error", [None, EngineClosed("closed")])
+def test_a_failing_engine_raises_through_both_doors(error: EngineError | None) -> None:
+    engine = FailingEngine(error)
+    expected: type[GuardError] = type(error) if error else EngineError
+    with pytest.raises(expected):
+        engine.judge([ASK])
+    with pytest.raises(expected):
+        asyncio.run(engine.ajudge([ASK]))
