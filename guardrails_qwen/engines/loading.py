@@ -29,6 +29,8 @@ from guardrails_qwen.errors import CheckpointError
 TINY = "tiny"
 """The name of the bundled checkpoint."""
 
+_BUNDLED = Path(str(files("guardrails_qwen"))) / "checkpoints" / "tiny-gen"
+
 
 class _Tokenizer(Protocol):
     """What is used of the library's tokenizers, whose own types say little."""
@@ -62,7 +64,7 @@ class Checkpoint:
     context: int
     """The longest sequence that the model takes, in tokens."""
     demonstration: bool
-    """Whether this is the bundled checkpoint, which shows how things work and protects nobody."""
+    """Whether it only shows how things work, as the bundled one does, and protects nobody."""
 
 
 def load(
@@ -104,7 +106,7 @@ def load(
         template=template,
         end=_end(tokenizer),
         context=int(config.max_position_embeddings),
-        demonstration=bool(getattr(config, "demonstration", False)),
+        demonstration=source == str(_BUNDLED) or bool(getattr(config, "demonstration", False)),
     )
 
 
@@ -115,7 +117,7 @@ def _from_pretrained(auto: Any, source: str, **options: Any) -> Any:
 
 def _source(model: str | Path) -> str:
     if str(model) == TINY:
-        model = Path(str(files("guardrails_qwen"))) / "checkpoints" / "tiny-gen"
+        model = _BUNDLED
     path = Path(model).expanduser()
     if not path.exists():
         if isinstance(model, Path) or str(model).startswith((".", "/", "~")):

@@ -43,7 +43,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: str | torch.dtype
     revision: str | None
     local_files_only: bool
-    row_tokens: int
+    row_tokens: int | None
 
 
 class TransformersEngine:
@@ -54,12 +54,13 @@ class TransformersEngine:
     The engine is safe to use from many threads and tasks; one batch runs at a time.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, row_tokens: int = 2048) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, row_tokens: int | None = None) -> None:
         self.name = checkpoint.name
         self.fingerprint = checkpoint.fingerprint
         self.demonstration = checkpoint.demonstration
         self._checkpoint: Checkpoint | None = checkpoint
-        self._row_tokens = row_tokens
+        on_cpu = checkpoint.model.device.type == "cpu"
+        self._row_tokens = row_tokens or (512 if on_cpu else 4096)
         self._trees = {response: _tree(checkpoint, response=response) for response in (False, True)}
         self._passes: dict[tuple[bool, tuple[int, ...]], OnePass] = {}
         self._lock = threading.Lock()
@@ -74,7 +75,7 @@ class TransformersEngine:
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         local_files_only: bool = False,
-        row_tokens: int = 2048,
+        row_tokens: int | None = None,
     ) -> Self:
         """Load a checkpoint.
 
@@ -86,7 +87,7 @@ class TransformersEngine:
             dtype: A torch dtype or its name; auto is bfloat16 on CUDA, else float32.
             revision: Branch, tag or commit on the hub.
             local_files_only: Never ask the hub.
-            row_tokens: How many tokens run at once. More is faster on a GPU and takes more memory.
+            row_tokens: How many tokens run at once, by default 512 on a CPU and 4,096 elsewhere.
 
         Raises:
             CheckpointError: It lacks a file, is of another kind, or has no guard's chat template.

@@ -1,0 +1,5 @@
+"""`python -m guardrails_qwen`."""
+
+from guardrails_qwen.cli import main
+
+main()

@@ -1,0 +1,175 @@
+"""The command line: judge a text and say what a policy does about it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import guardrails_qwen
+from guardrails_qwen import (
+    CheckpointError,
+    Conversation,
+    ConversationError,
+    Decision,
+    Guard,
+    GuardError,
+    Policy,
+    PolicyError,
+    Stage,
+)
+
+REAL_MODEL = "Qwen/Qwen3Guard-Gen-0.6B"
+
+
+class Exit(IntEnum):
+    """Exit statuses. Of several texts the worst counts."""
+
+    ALLOWED = 0
+    NOT_ALLOWED = 1
+    USAGE = 2
+    ENGINE_FAILURE = 3
+
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Guardrails for LLM applications on the Qwen3Guard safety models."""
+    if version:
+        typer.echo(guardrails_qwen.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def check(  # noqa: PLR0913, PLR0917
+    text: Annotated[str, typer.Argument(help="What a user sent; - reads it from standard input.")],
+    response: Annotated[
+        str | None, typer.Option(help="The reply to it: this is what is judged then.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="tiny (the bundled demonstration), a folder, or a hub id.")
+    ] = "tiny",
+    policy: Annotated[
+        str, typer.Option(help="strict, loose, or a policy file (YAML or JSON).")
+    ] = "strict",
+    stage: Annotated[
+        Stage | None, typer.Option(help="Judge as this stage of an application.")
+    ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Standard input holds one text a line.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a text.")] = False,
+) -> None:
+    """Judge a text. Exit status: 0 allowed, 1 not allowed, 2 usage, 3 engine failure."""
+    errors = Console(stderr=True)
+    try:
+        rules = _policy(policy)
+        asked = [_conversation(one, response) for one in _texts(text, lines=lines)]
+    except (PolicyError, ConversationError) as error:
+        _fail(errors, error, Exit.USAGE)
+    try:
+        guard = Guard.from_pretrained(model, rules)
+        decisions = guard.check_many(asked, stage=stage)
+    except (GuardError, ImportError) as error:
+        _fail(errors, error, Exit.ENGINE_FAILURE)
+    demonstration = bool(getattr(guard.engine, "demonstration", False))
+    for decision in decisions:
+        if as_json:
+            data = {**decision.to_dict(), "demonstration": demonstration}
+            sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+        else:
+            Console().print(_table(decision))
+    if demonstration:
+        errors.print(
+            "[yellow]tiny is a demonstration and protects nobody.[/] The real model is one option "
+            f"away: [bold]--model {REAL_MODEL}[/]"
+        )
+    raise typer.Exit(max(map(_status, decisions), default=Exit.ALLOWED))
+
+
+def main() -> None:
+    """The entry point `guardrails-qwen`."""
+    app()
+
+
+def _fail(console: Console, error: Exception, status: Exit) -> NoReturn:
+    label = "cannot load the model" if isinstance(error, CheckpointError) else "error"
+    console.print(f"{label}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(status)
+
+
+def _policy(name: str) -> Policy:
+    presets = {"strict": Policy.strict, "loose": Policy.loose}
+    return presets[name]() if name in presets else Policy.from_file(Path(name))
+
+
+def _texts(text: str, *, lines: bool) -> list[str]:
+    if text != "-":
+        if lines:
+            raise ConversationError("--lines goes with standard input: give - as the text")
+        return [text]
+    try:
+        read = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        position = error.start
+    else:
+        return [line for line in read.splitlines() if line.strip()] if lines else [read]
+    raise ConversationError(f"standard input is not UTF-8 at byte {position}")
+
+
+def _conversation(text: str, response: str | None) -> Conversation:
+    return Conversation.of(text) if response is None else Conversation.exchange(text, response)
+
+
+def _status(decision: Decision) -> Exit:
+    if decision.degraded:
+        return Exit.ENGINE_FAILURE
+    return Exit.ALLOWED if decision.allowed else Exit.NOT_ALLOWED
+
+
+def _table(decision: Decision) -> Table:
+    table = Table(show_header=False, title=Text(decision.summary), title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _lines(decision):
+        table.add_row(name, Text(_printable(value)))
+    return table
+
+
+def _printable(text: str) -> str:
+    """Text that cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def _lines(decision: Decision) -> list[tuple[str, str]]:
+    verdict, lines = decision.verdict, [("action", decision.action.label)]
+    if decision.error:
+        lines.append(("not judged", decision.error))
+    if verdict:
+        lines.append(("verdict", verdict.summary))
+    if verdict and verdict.refusal is not None:
+        lines.append(("refusal", "yes" if verdict.refusal else "no"))
+    if verdict and verdict.scores:
+        severity = verdict.scores.severity
+        likely = sorted(verdict.scores.category.items(), key=lambda item: -item[1])[:3]
+        lines += [
+            ("P(severity)", ", ".join(f"{s.label} {p:.3f}" for s, p in severity.items())),
+            ("P(category)", ", ".join(f"{c.label} {p:.3f}" for c, p in likely)),
+        ]
+    if decision.text is not None and not decision.allowed:
+        lines.append(("passed on", decision.text))
+    if verdict:
+        cost = f"{verdict.tokens or '?'} tokens, {1000 * (decision.seconds or 0):.0f} ms"
+        lines.append(("model", f"{verdict.model} ({cost})"))
+    return lines
