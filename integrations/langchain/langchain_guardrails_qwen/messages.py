@@ -1,0 +1,124 @@
+"""LangChain messages: reading them for a guard, and putting a decision back into them. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+
+from guardrails_qwen import Action, ConversationError, Decision, Message, Role
+from langchain_guardrails_qwen.content import thoughts, tool_calls, words
+
+_ROLES: dict[type[BaseMessage], Role] = {
+    HumanMessage: Role.USER,
+    AIMessage: Role.ASSISTANT,
+    SystemMessage: Role.SYSTEM,
+    ToolMessage: Role.TOOL,
+    FunctionMessage: Role.TOOL,
+}
+_ROLE_NAMES = {
+    "human": Role.USER,
+    "ai": Role.ASSISTANT,
+    "function": Role.TOOL,
+    **{role.value: role for role in Role},
+}
+_QUOTING = frozenset(
+    {"logprobs", "logprobs_result", "prompt_logprobs", "message", "citations"}
+    | {"citation_metadata", "grounding_metadata"}
+)
+"""Response metadata in which providers repeat the text."""
+
+_CALLS = ("tool_calls", "invalid_tool_calls", "tool_call_chunks")
+
+
+def normalized(element: object) -> BaseMessage:
+    """A message from one of the forms in which LangChain takes them.
+
+    Raises:
+        ConversationError: It is none of them. LangChain's own error would quote the text.
+    """
+    if isinstance(element, BaseMessage):
+        return element
+    try:
+        [message] = convert_to_messages([cast("Any", element)])
+    except Exception as error:  # noqa: BLE001 - whatever it is, it may quote the text
+        cause = type(error).__name__
+    else:
+        return message
+    raise ConversationError(
+        f"a message cannot be made of this {type(element).__name__} ({cause}): pass a LangChain "
+        "message, a text, a (role, content) pair or a dict with 'role' and 'content'"
+    )
+
+
+def read_message(message: BaseMessage) -> Message:
+    """A message as the guard reads it: reasoning first, then its words, then its tool calls.
+
+    Raises:
+        ConversationError: The role is unknown, or it holds what a text model cannot judge.
+    """
+    return Message(
+        role=_role(message),
+        text=_preface(message) + words(message),
+        tool_calls=tool_calls(message),
+        name=message.name or None,
+    )
+
+
+def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
+    """The message that a decision passes on: the same one where it is allowed.
+
+    A changed one keeps type, id, name and metadata, and loses everything else that may say what was
+    decided against: tool calls, reasoning, artifacts, additional arguments, log-probabilities.
+    """
+    if decision.allowed:
+        return message
+    fields = type(message).model_fields
+    update: dict[str, Any] = {
+        "content": _own_text(message, decision),
+        "additional_kwargs": {},
+        "response_metadata": {
+            key: value for key, value in message.response_metadata.items() if key not in _QUOTING
+        },
+        **{call: list[Any]() for call in _CALLS if call in fields},
+        **({"artifact": None} if "artifact" in fields else {}),
+    }
+    changed = message.model_copy(update=update)
+    (changed.model_extra or {}).clear()
+    return changed
+
+
+def _own_text(message: BaseMessage, decision: Decision) -> str:
+    """The decision's text without the reasoning before it, where that can be told apart."""
+    text = decision.text or ""
+    if decision.action is not Action.REDACT:
+        return text
+    said = words(message)
+    return said if said and text.endswith(said) else text.removeprefix(_preface(message))
+
+
+def _preface(message: BaseMessage) -> str:
+    reasoning = thoughts(message)
+    return f"{reasoning}\n" if reasoning else ""
+
+
+def _role(message: BaseMessage) -> Role:
+    if isinstance(message, ChatMessage):
+        role = _ROLE_NAMES.get(message.role)
+    else:
+        role = next((role for kind, role in _ROLES.items() if isinstance(message, kind)), None)
+    if role is None:
+        raise ConversationError(
+            f"the role of a {type(message).__name__} is not known: use one of "
+            f"{', '.join(_ROLE_NAMES)}"
+        )
+    return role

@@ -1,0 +1,151 @@
+"""A value on its way through a guard: what is asked about it, and what becomes of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guardrails_qwen import (
+    Action,
+    Conversation,
+    ConversationError,
+    Decision,
+    GuardError,
+    GuardViolation,
+    Role,
+    Stage,
+)
+from langchain_guardrails_qwen.prompts import Place, Prompt, recall, remember
+from langchain_guardrails_qwen.values import Reading, read
+
+_SPEAKERS = {
+    Stage.OUTPUT: Role.ASSISTANT,
+    Stage.TOOL_CALL: Role.ASSISTANT,
+    Stage.TOOL_RESULT: Role.TOOL,
+}
+"""Who says a plain text at a stage; at the others it is the user."""
+
+_NO_PROMPTS = frozenset({Stage.OUTPUT, Stage.TOOL_CALL, Stage.CONTEXT})
+"""Stages of values that no model is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A value, read, at a place in a chain."""
+
+    value: Any
+    reading: Reading
+    place: Place
+    stage: Stage | None
+    key: str | None
+    prompt: Prompt
+    """What comes before the value's own messages."""
+
+    @classmethod
+    def of(cls, value: Any, place: Place, stage: Stage | None, key: str | None) -> Passage:
+        """Read a value where it passes.
+
+        A plain text is the assistant's where a guard further left has let a prompt in. A reply is
+        judged with that prompt, unless it brings one of its own.
+
+        Raises:
+            ConversationError: It cannot be judged as it is.
+        """
+        prompt = recall(place)
+        automatic = Role.USER if prompt is None else Role.ASSISTANT
+        speaker = _SPEAKERS.get(stage, Role.USER) if stage else automatic
+        reading = read(value, key=key, speaker=speaker)
+        return cls(
+            value=value,
+            reading=reading,
+            place=place,
+            stage=stage,
+            key=key,
+            prompt=(prompt or ()) if _is_reply(reading) else (),
+        )
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """One for each judged message, which comes last in it."""
+        messages = (*self.prompt, *self.reading.messages)
+        ends = range(len(messages) - self.reading.judged + 1, len(messages) + 1)
+        return [Conversation(messages[:end]) for end in ends]
+
+    def settle(self, results: Sequence[Decision | GuardError]) -> Any:
+        """What to pass on: the value itself, if it may pass unchanged.
+
+        Raises:
+            GuardViolation: A message was blocked.
+            GuardError: One could not be judged, and the policy says to raise.
+        """
+        decisions = [_not_blocked(result) for result in results]
+        unchanged = all(decision.allowed for decision in decisions)
+        passed_on = self.value if unchanged else self.reading.put(decisions)
+        if self.stage not in _NO_PROMPTS and not _is_reply(self.reading):
+            remember(self.place, self._read_again(passed_on).messages)
+        return passed_on
+
+    def _read_again(self, passed_on: Any) -> Reading:
+        if passed_on is self.value:
+            return self.reading
+        return read(passed_on, key=self.key, speaker=self.reading.messages[-1].role)
+
+
+def passages(
+    values: Iterable[Any], places: Iterable[Place], stage: Stage | None, key: str | None
+) -> list[Passage | ConversationError]:
+    """Values as they pass; one that cannot be read spares its neighbours."""
+    return [_attempt(value, place, stage, key) for value, place in zip(values, places, strict=True)]
+
+
+def asked(passing: Iterable[Passage | ConversationError]) -> list[Conversation]:
+    """All that a guard has to judge of a batch."""
+    return [
+        conversation
+        for passage in passing
+        if isinstance(passage, Passage)
+        for conversation in passage.conversations
+    ]
+
+
+def settled(
+    passing: Iterable[Passage | ConversationError], results: Iterable[Decision | GuardError]
+) -> list[Any]:
+    """What becomes of a batch: the value to pass on, or the error, of each."""
+    answers = iter(results)
+    return [
+        _settled(passage, [next(answers) for _ in range(passage.reading.judged)])
+        if isinstance(passage, Passage)
+        else passage
+        for passage in passing
+    ]
+
+
+def _attempt(
+    value: Any, place: Place, stage: Stage | None, key: str | None
+) -> Passage | ConversationError:
+    try:
+        return Passage.of(value, place, stage, key)
+    except ConversationError as error:
+        return error
+
+
+def _settled(passage: Passage, results: Sequence[Decision | GuardError]) -> Any:
+    try:
+        return passage.settle(results)
+    except GuardError as error:
+        return error
+
+
+def _not_blocked(result: Decision | GuardError) -> Decision:
+    if isinstance(result, GuardError):
+        raise result
+    if result.action is Action.BLOCK:
+        raise GuardViolation(result)
+    return result
+
+
+def _is_reply(reading: Reading) -> bool:
+    """Whether an assistant speaks first: then the prompt is somewhere else."""
+    return reading.messages[0].role is Role.ASSISTANT

@@ -1,0 +1,197 @@
+"""A guard as a step of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, TypeVar
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForChainRun,
+    BaseRunManager,
+    CallbackManagerForChainRun,
+)
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables.base import RunnableLike
+from langchain_core.runnables.graph import Graph
+from pydantic import ConfigDict
+from typing_extensions import override
+
+from guardrails_qwen import Guard, Stage
+from langchain_guardrails_qwen.passage import asked, passages, settled
+from langchain_guardrails_qwen.prompts import Place
+from langchain_guardrails_qwen.streams import added_up, released
+from langchain_guardrails_qwen.wrap import guarded
+
+RunManagers = Sequence[BaseRunManager]
+_Value = TypeVar("_Value")
+
+
+class GuardRunnable(RunnableSerializable[Any, Any]):
+    """Judges the value that passes and passes it on, changes it or raises `GuardViolation`.
+
+    ```python
+    guard = GuardRunnable(Guard.from_pretrained("tiny"))
+    chain = guard | llm | guard
+    ```
+
+    It takes a text, a message, a list of messages in any form, a prompt value, a state dict with
+    "messages", or a dict of which `key` names the field to judge, and gives the same kind back: the
+    very same object where it is allowed. Judged is the last message, and those just before it that
+    have the same role, each in its place.
+
+    The stage follows from the value: the assistant's are output (tool call where there is no text),
+    a tool's are tool result, others input. A plain text is output where a guard further left in the
+    same sequence has let a prompt in. A reply is judged together with that prompt, or with the one
+    that its own list begins with; where there is neither (the guards are in different sequences, or
+    one is wrapped in `with_retry` or `with_fallbacks`), alone. `wrap` is sure to find it.
+
+    A stream is held back until all of it was judged. Callbacks of the model itself see its tokens
+    before that.
+
+    Args:
+        guard: The engine and the policy.
+        stage: The stage, if it shall not follow from the value.
+        key: The field to judge of a dict.
+        name: The name in graphs and traces; by default "guard", with the stage if there is one.
+
+    Raises:
+        GuardViolation: The policy blocks the value.
+        ConversationError: It is something that cannot be judged. Nothing passes unjudged.
+        GuardError: It could not be judged, and the policy says to raise.
+    """
+
+    guard: Guard
+    stage: Stage | None = None
+    key: str | None = None
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    def __init__(
+        self,
+        guard: Guard,
+        stage: Stage | None = None,
+        key: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        fields: dict[str, Any] = {"guard": guard, "stage": stage, "key": key, "name": name}
+        super().__init__(**fields)
+
+    def wrap(
+        self, runnable: RunnableLike[Any, Any], *, output_key: str | None = None
+    ) -> Runnable[Any, Any]:
+        """A runnable that judges its input, runs `runnable`, and judges the reply with the input.
+
+        The pair belongs together wherever it stands: in sequences, parallels, functions, with
+        retries. The stages follow from the values.
+
+        Args:
+            runnable: A model, a chain, or anything that can be made a runnable.
+            output_key: The field to judge of the reply, if that is a dict.
+        """
+        left = GuardRunnable(self.guard, key=self.key, name="guard-input")
+        right = GuardRunnable(self.guard, key=output_key, name="guard-output")
+        return guarded(left, runnable, right)
+
+    @override
+    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        stage = "-" + self.stage.value.replace("_", "-") if self.stage else ""
+        return super().get_name(suffix, name=name or self.name or f"guard{stage}")
+
+    @override
+    def get_graph(self, config: RunnableConfig | None = None) -> Graph:
+        """One node. What goes in comes out, and a chain may begin and end with the same guard."""
+        graph = Graph()
+        graph.add_node(self, metadata=(config or {}).get("metadata"))
+        return graph
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return self._call_with_config(self._invoke, input, config)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return await self._acall_with_config(self._ainvoke, input, config)
+
+    @override
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """All inputs in one batch of the engine."""
+        return self._batch_with_config(
+            self._judge, inputs, config, return_exceptions=return_exceptions
+        )
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """All inputs in one batch of the engine."""
+        return await self._abatch_with_config(
+            self._ajudge, inputs, config, return_exceptions=return_exceptions
+        )
+
+    @override
+    def transform(
+        self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
+    ) -> Iterator[Any]:
+        """Hold the stream back until all of it was judged."""
+        yield from self._transform_stream_with_config(input, self._transform, config)
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
+    ) -> AsyncIterator[Any]:
+        """Hold the stream back until all of it was judged."""
+        async for chunk in self._atransform_stream_with_config(input, self._atransform, config):
+            yield chunk
+
+    def _invoke(self, value: Any, run_manager: CallbackManagerForChainRun) -> Any:
+        return _only(self._judge([value], [run_manager]))
+
+    async def _ainvoke(self, value: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
+        return _only(await self._ajudge([value], [run_manager]))
+
+    def _transform(
+        self, inputs: Iterator[Any], run_manager: CallbackManagerForChainRun
+    ) -> Iterator[Any]:
+        chunks = list(inputs)
+        values = added_up(chunks)
+        yield from released(chunks, values, self._judge(values, [run_manager] * len(values)))
+
+    async def _atransform(
+        self, inputs: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun
+    ) -> AsyncIterator[Any]:
+        chunks = [chunk async for chunk in inputs]
+        values = added_up(chunks)
+        judged = await self._ajudge(values, [run_manager] * len(values))
+        for chunk in released(chunks, values, judged):
+            yield chunk
+
+    def _judge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
+        passing = passages(values, map(Place.of, run_manager), self.stage, self.key)
+        results = self.guard.check_many(asked(passing), stage=self.stage, return_exceptions=True)
+        return settled(passing, results)
+
+    async def _ajudge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
+        passing = passages(values, map(Place.of, run_manager), self.stage, self.key)
+        results = await self.guard.acheck_many(
+            asked(passing), stage=self.stage, return_exceptions=True
+        )
+        return settled(passing, results)
+
+
+def _only(results: list[_Value | Exception]) -> _Value:
+    [result] = results
+    if isinstance(result, Exception):
+        raise result
+    return result
