@@ -125,10 +125,23 @@ def _environment(title: str, *wheels: Path | str) -> Generator[Path, None, None]
         environment = Path(folder) / "environment"
         venv.create(environment, with_pip=True)
         python = environment / "bin" / "python"
-        pip = (str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+        pip = (
+            str(python),
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "install",
+            "--no-compile",
+            "--quiet",
+        )
         _command(*pip, "--constraint", str(ROOT / "constraints.txt"), *map(str, wheels))
-        print(f"{title}: installed in {time.perf_counter() - started:.0f} s", flush=True)
+        installed = time.perf_counter()
         yield python
+        tried = time.perf_counter()
+    print(
+        f"{title}: installed in {installed - started:.0f} s, tried in {tried - installed:.0f} s",
+        flush=True,
+    )
 
 
 def _run(program: Path, *arguments: str) -> None:
