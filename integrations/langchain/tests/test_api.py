@@ -1,0 +1,7 @@
+"""The public names, and nothing beside them."""
+
+import langchain_guardrails_qwen
+
+
+def test_public_names() -> None:
+    assert langchain_guardrails_qwen.__all__ == ["GuardRunnable", "__version__"]

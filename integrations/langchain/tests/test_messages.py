@@ -1,0 +1,210 @@
+"""What of a message is judged, and what is left of one that was changed."""
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    ToolMessage,
+)
+
+from guardrails_qwen import Action, ConversationError, GuardViolation
+from guardrails_qwen.testing import ScriptedEngine
+from integrations.langchain.tests.doubles import REPLACED, Door, Guarding
+
+
+def block(**fields: object) -> AIMessage:
+    return AIMessage([{"type": "text", "text": "Well. "}, fields])
+
+
+@pytest.mark.parametrize(
+    ("message", "judged"),
+    [
+        pytest.param(AIMessage(""), "", id="empty"),
+        pytest.param(AIMessage(["bo", {"type": "text", "text": "mb"}]), "bomb", id="split text"),
+        pytest.param(block(type="refusal", refusal="No bomb."), "Well. No bomb.", id="refusal"),
+        pytest.param(
+            block(type="thinking", thinking="bomb", signature="x"), "bomb\nWell. ", id="thinking"
+        ),
+        pytest.param(block(type="reasoning", reasoning="bomb"), "bomb\nWell. ", id="reasoning"),
+        pytest.param(
+            block(type="reasoning", summary=[{"type": "summary_text", "text": "bomb"}]),
+            "bomb\nWell. ",
+            id="reasoning summary",
+        ),
+        pytest.param(
+            block(type="reasoning_content", reasoning_content={"text": "bomb", "signature": "x"}),
+            "bomb\nWell. ",
+            id="reasoning content",
+        ),
+        pytest.param(
+            AIMessage("Well.", additional_kwargs={"reasoning_content": "bomb"}),
+            "bomb\nWell.",
+            id="reasoning in additional_kwargs",
+        ),
+        pytest.param(
+            AIMessage("", additional_kwargs={"function_call": {"name": "f", "arguments": "bomb"}}),
+            "f(bomb)",
+            id="legacy function call",
+        ),
+        pytest.param(
+            AIMessage("", tool_calls=[{"name": "f", "args": {"q": "bömb"}, "id": "1"}]),
+            'f({"q": "bömb"})',
+            id="tool call",
+        ),
+        pytest.param(
+            AIMessage(
+                "",
+                invalid_tool_calls=[
+                    {"name": None, "args": '{"q": bomb', "id": "1", "error": None, "type": "x"}
+                ],
+            ),
+            '({"q": bomb)',
+            id="invalid tool call",
+        ),
+        pytest.param(
+            AIMessage(
+                [{"type": "tool_use", "id": "1", "name": "f", "input": {"q": "bomb"}}],
+                tool_calls=[{"name": "f", "args": {"q": "bomb"}, "id": "1"}],
+                additional_kwargs={
+                    "tool_calls": [
+                        {"id": "1", "function": {"name": "f", "arguments": '{"q":"bomb"}'}}
+                    ]
+                },
+            ),
+            'f({"q": "bomb"})',
+            id="the same tool call thrice",
+        ),
+        pytest.param(
+            block(type="tool_use", id="1", name="f", input={"q": "bomb"}),
+            'Well. \nf({"q": "bomb"})',
+            id="tool call in content only",
+        ),
+        pytest.param(
+            AIMessageChunk(
+                content="",
+                tool_call_chunks=[
+                    {"name": "f", "args": '{"q": "bomb"}', "id": "1", "index": 0},
+                ],
+            ),
+            'f({"q": "bomb"})',
+            id="tool call chunk",
+        ),
+        pytest.param(
+            AIMessage(
+                "",
+                tool_calls=[{"name": "f", "args": {"q": "ok"}, "id": "1"}],
+                additional_kwargs={
+                    "tool_calls": [
+                        {"function": {"name": "f", "arguments": '{"q":"bomb","q":"ok"}'}}
+                    ]
+                },
+            ),
+            'f({"q": "ok"})\nf({"q":"bomb","q":"ok"})',
+            id="a field given twice",
+        ),
+        pytest.param(
+            AIMessage([{"type": "text", "text": "See.", "citations": [{"cited_text": "bomb"}]}]),
+            "bomb\nSee.",
+            id="citation",
+        ),
+        pytest.param(HumanMessage("hi", name="bomb"), "bomb: hi", id="name"),
+    ],
+)
+async def test_all_that_a_message_says_is_judged(
+    message: BaseMessage, judged: str, door: Door, guarding: Guarding, engine: ScriptedEngine
+) -> None:
+    await door(guarding(Action.FLAG), message)
+    [conversation] = engine.seen
+    assert conversation.last.judged_text == judged
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(
+            HumanMessage([{"type": "image_url", "image_url": {"url": "https://bomb"}}]), id="image"
+        ),
+        pytest.param(block(type="audio", base64="bomb"), id="audio"),
+        pytest.param(block(type="file", file_id="bomb"), id="file"),
+        pytest.param(block(type="text"), id="text block without text"),
+        pytest.param(block(type="a bomb of a type, too long to be a name"), id="unknown block"),
+        pytest.param(block(text="bomb"), id="block without type"),
+        pytest.param(AIMessage("", additional_kwargs={"audio": {"data": "bomb"}}), id="audio out"),
+    ],
+)
+async def test_what_a_text_model_cannot_judge_does_not_pass(
+    message: BaseMessage, door: Door, guarding: Guarding
+) -> None:
+    with pytest.raises(ConversationError, match="cannot be judged") as caught:
+        await door(guarding(), [HumanMessage("hi"), message])
+    assert "bomb" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [AIMessage, AIMessageChunk])
+async def test_a_changed_message_keeps_metadata_and_loses_its_calls(
+    kind: Any, door: Door, guarding: Guarding
+) -> None:
+    message = kind(
+        [{"type": "text", "text": "bomb"}],
+        id="a1",
+        name="bot",
+        tool_calls=[{"name": "order", "args": {"what": "bomb"}, "id": "c1"}],
+        invalid_tool_calls=[
+            {"name": "order", "args": "bomb", "id": "c2", "error": "", "type": "invalid_tool_call"}
+        ],
+        usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
+        response_metadata={"model_name": "m", "logprobs": {"content": [{"token": "bomb"}]}},
+        additional_kwargs={"reasoning_content": "bomb", "function_call": {"name": "bomb"}},
+        extra="bomb",
+    )
+    before = message.model_copy(deep=True)
+    [passed] = await door(guarding(Action.REPLACE), message)
+    assert type(passed) is kind
+    assert (passed.id, passed.name, passed.content) == ("a1", "bot", REPLACED)
+    assert (passed.tool_calls, passed.invalid_tool_calls) == ([], [])
+    assert passed.usage_metadata == message.usage_metadata
+    assert passed.response_metadata == {"model_name": "m"}
+    assert passed.text == REPLACED
+    assert [block["type"] for block in passed.content_blocks] == ["text"]
+    assert "bomb" not in passed.model_dump_json()
+    assert message == before
+
+
+async def test_a_changed_tool_message_still_answers_its_call(
+    door: Door, guarding: Guarding
+) -> None:
+    message = ToolMessage("bomb", tool_call_id="c1", artifact={"raw": "bomb"}, name="search")
+    [passed] = await door(guarding(Action.REPLACE), message)
+    assert passed == ToolMessage(REPLACED, tool_call_id="c1", name="search")
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "content", "passed_on"),
+    [
+        pytest.param("Hm.", "Hi. A bomb. Bye.", "Hi. [removed: Violent] Bye.", id="reply"),
+        pytest.param("Hm. A bomb.", "Hi.", "Hi.", id="reasoning"),
+        pytest.param(
+            "Hm. A bomb.",
+            "Hi. A bomb. Bye.",
+            "Hm. [removed: Violent]\nHi. [removed: Violent] Bye.",
+            id="both",
+        ),
+    ],
+)
+async def test_redaction_leaves_the_reply(
+    reasoning: str, content: str, passed_on: Any, door: Door, guarding: Guarding
+) -> None:
+    message = AIMessage(content, additional_kwargs={"reasoning_content": reasoning})
+    assert await door(guarding(Action.REDACT), message) == [AIMessage(passed_on)]
+
+
+async def test_an_unsafe_call_blocks_harmless_words(door: Door, guarding: Guarding) -> None:
+    message = AIMessage("Sure.", tool_calls=[{"name": "f", "args": {"q": "bomb"}, "id": "1"}])
+    with pytest.raises(GuardViolation):
+        await door(guarding(), message)
+    [passed] = await door(guarding(Action.REDACT), message)
+    assert (passed.text, passed.tool_calls) == (REPLACED, [])

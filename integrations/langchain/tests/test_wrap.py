@@ -1,0 +1,187 @@
+"""The explicit form: a pair that belongs together wherever it stands."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
+
+from guardrails_qwen import Action, GuardViolation, Stage
+from guardrails_qwen.testing import ScriptedEngine
+from integrations.langchain.tests.doubles import REPLACED, Door, EchoModel, Guarding, Texts
+
+TEMPLATE = ChatPromptTemplate.from_messages([("system", "Be kind."), ("human", "{question}")])
+
+
+@pytest.fixture
+def stripped(texts: Texts):
+    """What the engine was asked, without white space at the ends."""
+    return lambda: [[text.strip() for text in texts_] for texts_ in texts()]
+
+
+async def test_a_reply_is_judged_with_its_prompt(
+    door: Door, guarding: Guarding, llm: EchoModel, stripped: Texts
+) -> None:
+    out = await door(guarding().wrap(llm), "hi")
+    assert "".join(chunk.text for chunk in out).strip() == "re: hi"
+    assert stripped() == [["user: hi"], ["user: hi", "assistant: re: hi"]]
+
+
+def as_text(text: str) -> str:
+    return f"re: {text}"
+
+
+def as_list(text: str) -> list[AIMessage]:
+    return [AIMessage(f"re: {text}")]
+
+
+def upper(text: str) -> str:
+    return text.upper()
+
+
+def as_question(text: str) -> dict[str, str]:
+    return {"question": text}
+
+
+def kindly(text: str) -> list[BaseMessage]:
+    return [SystemMessage("Be kind."), HumanMessage(text)]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        pytest.param(EchoModel(), id="model"),
+        pytest.param(EchoModel() | StrOutputParser(), id="sequence"),
+        pytest.param(EchoModel().with_retry(), id="binding"),
+        pytest.param(as_text, id="function"),
+        pytest.param(RunnableLambda(as_list), id="list"),
+    ],
+)
+async def test_anything_can_be_wrapped(
+    wrapped: Any, door: Door, guarding: Guarding, stripped: Texts
+) -> None:
+    await door(guarding().wrap(wrapped), "hi")
+    assert stripped() == [["user: hi"], ["user: hi", "assistant: re: hi"]]
+
+
+async def test_dicts_need_keys(
+    door: Door, guarding: Guarding, llm: EchoModel, stripped: Texts
+) -> None:
+    chain = guarding(key="question").wrap(
+        RunnablePassthrough.assign(answer=TEMPLATE | llm | StrOutputParser()), output_key="answer"
+    )
+    await door(chain, {"question": "hi"})
+    assert stripped() == [["user: hi"], ["user: hi", "assistant: re: hi"]]
+
+
+async def test_a_conversation_that_the_assistant_began(
+    door: Door, guarding: Guarding, llm: EchoModel, stripped: Texts
+) -> None:
+    parsed = llm | StrOutputParser()
+    await door(guarding().wrap(parsed), [("human", "hi"), ("ai", "Well,")])
+    assert stripped()[-1] == ["user: hi", "assistant: Well,", "assistant: re: Well,"]
+
+
+async def test_the_stages_follow_from_the_values(
+    door: Door, guarding: Guarding, llm: EchoModel
+) -> None:
+    answer = [
+        AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]),
+        ToolMessage("bomb", tool_call_id="1"),
+    ]
+    with pytest.raises(GuardViolation) as caught:
+        await door(guarding().wrap(llm), [HumanMessage("hi"), *answer])
+    assert caught.value.decision.stage is Stage.TOOL_RESULT
+
+
+async def test_both_sides_are_guarded(door: Door, guarding: Guarding, llm: EchoModel) -> None:
+    with pytest.raises(GuardViolation) as caught:
+        await door(guarding().wrap(llm), "bomb")
+    assert caught.value.decision.stage is Stage.INPUT
+    assert llm.sent == []
+    llm.prefix = "A bomb: "
+    with pytest.raises(GuardViolation) as caught:
+        await door(guarding().wrap(llm), "hi")
+    assert caught.value.decision.stage is Stage.OUTPUT
+    [reply] = await door(guarding(Action.REPLACE).wrap(llm), "hi")
+    assert reply.text == REPLACED
+
+
+async def test_two_in_one_chain(
+    door: Door, guarding: Guarding, llm: EchoModel, stripped: Texts
+) -> None:
+    guard = guarding()
+    parsed = llm | StrOutputParser()
+    await door(guard.wrap(parsed) | upper | guard.wrap(parsed), "hi")
+    assert stripped() == [
+        ["user: hi"],
+        ["user: hi", "assistant: re: hi"],
+        ["user: RE: HI"],
+        ["user: RE: HI", "assistant: re: RE: HI"],
+    ]
+
+
+async def test_guards_inside_and_outside(
+    door: Door, guarding: Guarding, llm: EchoModel, stripped: Texts
+) -> None:
+    guard = guarding()
+    inner = TEMPLATE | guard | llm
+    outer = guard | as_question | guarding(key="question").wrap(inner) | guard
+    await door(outer, "hi")
+    assert stripped() == [
+        ["user: hi"],
+        ["user: hi"],
+        ["system: Be kind.", "user: hi"],
+        ["user: hi", "assistant: re: hi"],
+        ["user: hi", "assistant: re: hi"],
+    ]
+
+
+async def test_in_a_parallel(
+    door: Door, guarding: Guarding, llm: EchoModel, stripped: Texts
+) -> None:
+    guard = guarding()
+    branches = RunnableParallel(
+        short=guard.wrap(llm),
+        kind=kindly | guard.wrap(llm),
+    )
+    await door(branches, "hi")
+    asked = Counter(map(tuple, stripped()))
+    assert asked == Counter(
+        [
+            ("user: hi",),
+            ("system: Be kind.", "user: hi"),
+            ("user: hi", "assistant: re: hi"),
+            ("system: Be kind.", "user: hi", "assistant: re: hi"),
+        ]
+    )
+
+
+async def test_in_a_function_with_a_retry_and_on_a_map(
+    guarding: Guarding, llm: EchoModel, engine: ScriptedEngine
+) -> None:
+    wrapped = guarding().wrap(llm).with_retry()
+    prompts = [f"question {index}" for index in range(50)]
+    await RunnableLambda(wrapped.invoke).map().ainvoke(prompts)
+    pairs = [c.messages for c in engine.seen if len(c.messages) == 2]
+    assert all(reply.text == f"re: {prompt.text}" for prompt, reply in pairs)
+    assert Counter(prompt.text for prompt, _ in pairs) == Counter(prompts)
+
+
+@pytest.mark.parametrize("method", ["batch", "abatch"])
+async def test_a_batch_is_two_batches(
+    method: str, guarding: Guarding, llm: EchoModel, engine: ScriptedEngine
+) -> None:
+    wrapped = guarding().wrap(llm)
+    prompts = [f"question {index}" for index in range(200)]
+    prompts[7] = "bomb"
+    if method == "batch":
+        results = await asyncio.to_thread(wrapped.batch, prompts, return_exceptions=True)
+    else:
+        results = await wrapped.abatch(prompts, return_exceptions=True)
+    assert [i for i, r in enumerate(results) if isinstance(r, GuardViolation)] == [7]
+    assert engine.batches == [200, 199]
