@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -62,10 +63,14 @@ def thoughts(message: BaseMessage) -> str:
 
 
 def tool_calls(message: BaseMessage) -> tuple[ToolCall, ...]:
-    """All tool calls of a message, also invalid and legacy ones, each once."""
+    """All tool calls of a message, also invalid and legacy ones, each once.
+
+    Raises:
+        ConversationError: One of them is of no known form.
+    """
     distinct = dict[tuple[str, str], ToolCall]()
     for fields in _call_fields(message):
-        for call in _readings(fields):
+        for call in _readings(_mapping(fields)):
             distinct.setdefault((call.name, _canonical(call.arguments)), call)
     return tuple(distinct.values())
 
@@ -86,7 +91,7 @@ def _words_of(block: str | dict[Any, Any]) -> str:
         return ""
     said = block.get(_WORDS.get(kind, ""))
     if not isinstance(said, str):
-        shown = repr(kind) if len(kind) <= 24 else "unknown"
+        shown = repr(kind) if re.fullmatch(r"[A-Za-z0-9_.-]{1,24}", kind) else "unknown"
         raise ConversationError(
             f"a content block of type {shown} cannot be judged by a text model: take it out and "
             "judge it by other means"
@@ -117,26 +122,37 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _call_fields(message: BaseMessage) -> Iterator[Mapping[str, Any]]:
+def _call_fields(message: BaseMessage) -> Iterator[object]:
     if isinstance(message, AIMessage):
-        yield from cast("list[Mapping[str, Any]]", message.tool_calls)
-        yield from cast("list[Mapping[str, Any]]", message.invalid_tool_calls)
+        yield from message.tool_calls
+        yield from message.invalid_tool_calls
     if isinstance(message, AIMessageChunk):
-        yield from cast("list[Mapping[str, Any]]", message.tool_call_chunks)
+        yield from message.tool_call_chunks
     yield from (block for block in _blocks(message) if _kind(block) in _CALLS)
     for raw in message.additional_kwargs.get("tool_calls") or ():
-        yield raw.get("function") or raw.get("custom") or raw
+        fields = _mapping(raw)
+        yield fields.get("function") or fields.get("custom") or fields
     if legacy := message.additional_kwargs.get("function_call"):
         yield legacy
+
+
+def _mapping(call: object) -> Mapping[str, Any]:
+    if not isinstance(call, Mapping):
+        raise ConversationError(f"a tool call is {type(call).__name__}, not a dict")
+    return cast("Mapping[str, Any]", call)
 
 
 def _readings(fields: Mapping[str, Any]) -> Iterator[ToolCall]:
     """The call, once for each form in which its arguments are given."""
     given = [fields[key] for key in _ARGUMENTS if fields.get(key) not in (None, "", {})]
     for arguments in given or [{}]:
-        text = (
-            arguments
-            if isinstance(arguments, str)
-            else json.dumps(arguments, ensure_ascii=False, default=str)
-        )
-        yield ToolCall(name=fields.get("name") or "", arguments=text, id=fields.get("id"))
+        yield ToolCall(name=fields.get("name") or "", arguments=_json(arguments))
+
+
+def _json(arguments: object) -> str:
+    if isinstance(arguments, str):
+        return arguments
+    try:
+        return json.dumps(arguments, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        raise ConversationError("the arguments of a tool call cannot be written as JSON") from None

@@ -134,6 +134,7 @@ async def test_all_that_a_message_says_is_judged(
         pytest.param(block(type="a bomb of a type, too long to be a name"), id="unknown block"),
         pytest.param(block(text="bomb"), id="block without type"),
         pytest.param(AIMessage("", additional_kwargs={"audio": {"data": "bomb"}}), id="audio out"),
+        pytest.param(block(type="make a bomb"), id="a type that is a text"),
     ],
 )
 async def test_what_a_text_model_cannot_judge_does_not_pass(
@@ -142,6 +143,26 @@ async def test_what_a_text_model_cannot_judge_does_not_pass(
     with pytest.raises(ConversationError, match="cannot be judged") as caught:
         await door(guarding(), [HumanMessage("hi"), message])
     assert "bomb" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("calls", "reason"),
+    [
+        pytest.param(["bomb"], "a tool call is str", id="a text"),
+        pytest.param([{"function": "bomb"}], "a tool call is str", id="a function that is a text"),
+        pytest.param([{"name": 7}], "name of a tool call is int", id="a name that is a number"),
+        pytest.param([{"name": "f", "args": {("bomb",): 1}}], "as JSON", id="no JSON"),
+    ],
+)
+async def test_a_malformed_call_spares_its_neighbours(
+    calls: Any, reason: str, guarding: Guarding
+) -> None:
+    message = AIMessage("", additional_kwargs={"tool_calls": calls})
+    good, bad = await guarding().abatch(["hi", message], return_exceptions=True)
+    assert good == "hi"
+    assert isinstance(bad, ConversationError)
+    assert reason in str(bad)
+    assert "bomb" not in str(bad)
 
 
 @pytest.mark.parametrize("kind", [AIMessage, AIMessageChunk])
