@@ -251,9 +251,9 @@ def test_a_text_in_arguments_is_judged_however_it_was_escaped(text: str, ascii_o
 
 @pytest.mark.parametrize("text", ["\\", '"', r"\u0041", "\\\\u"], ids=repr)
 def test_a_megabyte_of_arguments_takes_no_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert ToolCall(name="f", arguments=text * (1_000_000 // len(text))).judged_text
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(text=TEXT, name=TEXT, role=st.sampled_from(ROLES))

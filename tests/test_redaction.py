@@ -45,11 +45,11 @@ def test_sentences_cover_everything_but_white_space_in_order(text: str) -> None:
     "text", ["你好。", "a", ".", " ", "\n", "Hi there. ", '"', "(", "\x85.", "é"], ids=repr
 )
 def test_a_megabyte_of_anything_is_split_in_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     long = text * (1_000_000 // len(text))
     spans = sentences(long)
     assert sum(span.end - span.start for span in spans) <= len(long)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_stop_far_behind_does_not_move_sentences() -> None:

@@ -140,7 +140,7 @@ def test_lists_fit_the_regex_too(choice: str, many: list[str]) -> None:
     ids=lambda answer: repr(answer[:12]),
 )
 def test_a_long_answer_takes_no_time(answer: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UnreadableVerdict):
         TOY.read(answer)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5

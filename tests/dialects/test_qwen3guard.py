@@ -257,17 +257,17 @@ LONG = ["<", "< ", "<END ", "USER ", "USER", "<END CONVERSATION", "(", "x", "<\n
 
 @pytest.mark.parametrize("text", LONG, ids=repr)
 def test_a_megabyte_is_defanged_in_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     TEMPLATES["toy"].defanged(text * (1_000_000 // len(text)))
     TEMPLATES["toy"].defanged(text + " " * 1_000_000)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_a_conversation_of_many_turns_is_rendered_in_time() -> None:
-    said = [(("user", "assistant")[i % 2], "") for i in range(20_000)]
-    started = time.perf_counter()
-    assert len(TEMPLATES["toy"].pieces(Conversation.of(said))) == 40_001
-    assert time.perf_counter() - started < 5
+    said = [(("user", "assistant")[i % 2], "") for i in range(40_000)]
+    started = time.process_time()
+    assert len(TEMPLATES["toy"].pieces(Conversation.of(said))) == 80_001
+    assert time.process_time() - started < 5
 
 
 # Templates that are not a guard's.
