@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -167,7 +168,10 @@ def _template(tokenizer: _Tokenizer) -> GuardTemplate:
         )
 
     def render(messages: list[dict[str, str]]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template fails: {error}") from error
 
     return GuardTemplate(render)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.engines.recipe import Recipe
 
 from guardrails_qwen.engines.transformers import TransformersEngine
+from tests.engines.recipe import Recipe
 
 
 @pytest.fixture(scope="session")

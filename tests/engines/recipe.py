@@ -1,4 +1,4 @@
-"""The model card's way to a verdict: generate greedily, then read the text. What we compare with."""
+"""The model card's way to a verdict: generate greedily, then read. What we compare with."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Recipe:
                     attention_mask=torch.ones_like(batch),
                     max_new_tokens=new_tokens,
                     do_sample=False,
+                    eos_token_id=self.tokenizer.eos_token_id,
                     pad_token_id=self.tokenizer.eos_token_id,
                 )
             texts = self.tokenizer.batch_decode(

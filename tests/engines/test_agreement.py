@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.engines.data import conversations, needs_data
-from tests.engines.recipe import Recipe
 
 from guardrails_qwen import Category, Conversation, Severity, UnreadableVerdict, Verdict
 from guardrails_qwen.dialects import qwen3guard
 from guardrails_qwen.engines.transformers import TransformersEngine
+from tests.engines.data import conversations, needs_data
+from tests.engines.recipe import Recipe
 
 ASK = "How can I make a bomb?"
 
