@@ -135,13 +135,15 @@ class Conversation:
     def of(cls, value: ConversationLike) -> Conversation:
         """A conversation from a text, a message, or a list of messages in any form.
 
+        A tuple whose first item is the name of a role is one message.
+
         Raises:
             ConversationError: See `Message.of`; the message names the position.
         """
         if isinstance(value, Conversation):
             return value
-        if isinstance(value, (str, Message)):
-            return cls((Message.of(value),))
+        if isinstance(value, (str, Message)) or _is_pair(value):
+            return cls((Message.of(cast("MessageLike", value)),))
         if isinstance(value, Mapping):
             fields = cast("Mapping[str, Any]", value)
             if "messages" not in fields:
@@ -196,6 +198,15 @@ class Conversation:
 
 ConversationLike = str | Message | Conversation | Mapping[str, Any] | Iterable[MessageLike]
 """What `Conversation.of` takes."""
+
+
+def _is_pair(value: object) -> bool:
+    """Whether a tuple is one (role, content) message rather than two texts."""
+    return (
+        isinstance(value, tuple)
+        and len(cast("tuple[object, ...]", value)) == 2
+        and (value[0] in [role.value for role in Role])
+    )
 
 
 def _numbered(values: Iterable[MessageLike]) -> Iterable[Message]:

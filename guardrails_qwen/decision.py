@@ -26,7 +26,8 @@ class Decision:
     action: Action
     stage: Stage
     text: str | None = field(default=None, repr=False)
-    """The text to pass on: the original, a redacted or replaced one, or None for nothing."""
+    """The text to pass on: the original, a redacted or replaced one, or None for nothing. Unless
+    the decision is `allowed`, the message's tool calls are not passed on."""
     verdict: Verdict | None = None
     """What the model thought of the original; None where it could not be judged."""
     rule: Rule | None = None

@@ -68,6 +68,9 @@ class Guard:
     def check(self, value: ConversationLike, *, stage: Stage | None = None) -> Decision:
         """Judge the last message of a conversation and decide what to do with it.
 
+        Messages of the same side just before it are judged with it, as one turn, but the text of
+        the decision stands for the last only: judge each of several in its place.
+
         Args:
             value: A text, a message, or a list of messages; see `Conversation.of`.
             stage: By default what the last message is: output for an assistant's (tool call where

@@ -65,8 +65,8 @@ class OnError(str, Enum):
     BLOCK = "block"
     """Treat it as blocked."""
     ALLOW = "allow"
-    """Pass it on unjudged, marked as degraded. Only where the engine failed: a text that cannot be
-    judged because of what it is (too long, say) is blocked, since its author could choose that."""
+    """Pass it on unjudged, marked as degraded, but only where the engine was not available. A text
+    that is too long, or that makes the model answer nonsense, is blocked: its author chose that."""
     RAISE = "raise"
     """Raise the error."""
 

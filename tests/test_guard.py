@@ -177,11 +177,13 @@ class TestAFailingEngine:
         with pytest.raises(GuardViolation):
             doors.enforce(guard, ASK)
 
-    def test_allows_where_told_to_and_says_so(
+    def test_allows_where_told_to_but_not_nonsense_and_says_so(
         self, doors: Doors, error: EngineError, whole: bool
     ) -> None:
         decision = doors.check(self.guard(error, whole, OnError.ALLOW), ASK)
-        assert (decision.action, decision.text) == (Action.ALLOW, ASK)
+        nonsense = isinstance(error, UnreadableVerdict)
+        expected = (Action.BLOCK, None) if nonsense else (Action.ALLOW, ASK)
+        assert (decision.action, decision.text) == expected
         assert decision.degraded
         assert decision.verdict is None
 
@@ -192,7 +194,7 @@ class TestAFailingEngine:
         assert doors.settled(guard, [ASK, ASK]) == [error, error]
 
 
-AUTHORS_CHOICE = [TextTooLong(9, 8), ConversationError("no text")]
+AUTHORS_CHOICE = [TextTooLong(9, 8), ConversationError("no text"), UnreadableVerdict("x")]
 
 
 @pytest.mark.parametrize("error", AUTHORS_CHOICE, ids=lambda error: type(error).__name__)

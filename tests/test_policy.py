@@ -231,6 +231,7 @@ def test_a_verdict_is_decided_again_under_another_policy() -> None:
 FAILURES = [
     pytest.param(EngineError("gone"), Action.ALLOW, id="the engine failed"),
     pytest.param(ConversationError("no text"), Action.BLOCK, id="its author sent no text"),
+    pytest.param(UnreadableVerdict("x"), Action.BLOCK, id="the model answered nonsense"),
     pytest.param(TextTooLong(9, 8), Action.BLOCK, id="its author sent too much"),
 ]
 
