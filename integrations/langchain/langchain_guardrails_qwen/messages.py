@@ -77,8 +77,9 @@ def read_message(message: BaseMessage) -> Message:
 def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
     """The message that a decision passes on: the same one where it is allowed.
 
-    A changed one keeps type, id, name and metadata, and loses everything else that may say what was
-    decided against: tool calls, reasoning, artifacts, additional arguments, log-probabilities.
+    A changed one keeps type, id and metadata, and loses everything else that may say what was
+    decided against: tool calls, reasoning, artifacts, additional arguments, log-probabilities, and
+    the name of a user, who may have chosen it. Names of agents and tools are the application's.
     """
     if decision.allowed:
         return message
@@ -91,6 +92,7 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
         },
         **{call: list[Any]() for call in _CALLS if call in fields},
         **({"artifact": None} if "artifact" in fields else {}),
+        **({"name": None} if isinstance(message, HumanMessage) else {}),
     }
     changed = message.model_copy(update=update)
     (changed.model_extra or {}).clear()

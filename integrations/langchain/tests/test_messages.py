@@ -195,6 +195,11 @@ async def test_a_changed_message_keeps_metadata_and_loses_its_calls(
     assert message == before
 
 
+async def test_a_name_that_a_user_chose_goes_with_the_text(door: Door, guarding: Guarding) -> None:
+    [passed] = await door(guarding(Action.REPLACE), HumanMessage("tea", name="bomb", id="h1"))
+    assert passed == HumanMessage(REPLACED, id="h1")
+
+
 async def test_a_changed_tool_message_still_answers_its_call(
     door: Door, guarding: Guarding
 ) -> None:
