@@ -15,9 +15,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
-from langchain_guardrails_qwen import GuardRunnable
 
 from guardrails_qwen import Guard, GuardViolation, Policy
+from langchain_guardrails_qwen import GuardRunnable
 
 POLICY = """
 name: quickstart

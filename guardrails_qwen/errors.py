@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from guardrails_qwen.policy import Decision
+    from guardrails_qwen.decision import Decision
 
 
 class GuardError(Exception):

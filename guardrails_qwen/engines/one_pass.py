@@ -24,6 +24,9 @@ from guardrails_qwen.engines.packing import (
     second_row,
 )
 
+_PIECE_ROWS = 4
+"""A prompt longer than this many rows runs in pieces, which bounds the memory of its mask."""
+
 _LOGIT_ROWS = 256
 """Positions whose logits over the whole vocabulary are held at once."""
 
@@ -72,7 +75,7 @@ class OnePass:
         prefix: Token ids that every prompt starts with.
         tree: The answers.
         row_tokens: Prompts are packed into rows of about this many tokens, and a longer prompt is
-            run in pieces of this length. Attention over a row costs its square.
+            has a row of its own. Attention over a row costs its square.
     """
 
     def __init__(
@@ -101,8 +104,9 @@ class OnePass:
     @torch.inference_mode()
     def _score_row(self, prompts: list[list[int]]) -> list[Scored | OffFormat | NotFinite]:
         cache, past = self._cache(), len(self._prefix)
-        if len(prompts) == 1 and len(prompts[0]) > self._row_tokens:
-            *chunks, rest = _chunks(prompts[0], self._row_tokens)
+        piece = _PIECE_ROWS * self._row_tokens
+        if len(prompts) == 1 and len(prompts[0]) > piece:
+            *chunks, rest = _chunks(prompts[0], piece)
             for chunk in chunks:
                 self._run(chunk_row(chunk, past), cache)
                 past += len(chunk)
