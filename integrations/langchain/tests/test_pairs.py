@@ -267,7 +267,7 @@ def kept(engine: ScriptedEngine):
     def count(word: str) -> int:
         engine.seen.clear()
         gc.collect()
-        return sum(isinstance(o, Message) and word in o.text for o in gc.get_objects())
+        return sum(type(o) is Message and word in o.text for o in gc.get_objects())
 
     return count
 
