@@ -36,6 +36,9 @@ class Prompt:
     prefix: tuple[int, ...]
     rest: list[int]
 
+    def __len__(self) -> int:
+        return len(self.prefix) + len(self.rest)
+
     @property
     def ids(self) -> list[int]:
         """All of it."""

@@ -197,7 +197,7 @@ class TransformersEngine:
         groups: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
         for i, (conversation, prompt) in enumerate(zip(conversations, prompts, strict=True)):
             response = qwen3guard.judges_response(conversation)
-            needed = len(prompt.ids) + self._answer_tokens(response=response)
+            needed = len(prompt) + self._trees[response].longest
             if needed > checkpoint.context:
                 outcomes[i] = TextTooLong(needed, checkpoint.context)
             else:
@@ -229,7 +229,7 @@ class TransformersEngine:
         if isinstance(scored, OffFormat):
             return UnreadableVerdict("", "the model would not have written a documented answer")
         if isinstance(scored, NotFinite):
-            return EngineError("the model's output is not finite: try another dtype")
+            return UnreadableVerdict("", "the model's output is not finite; try another dtype")
         resolved = len(qwen3guard.EXPECTED)
         refusal = scored.last if len(scored.answer) > resolved else None
         scores = qwen3guard.scores(scored.distribution, refusal)
@@ -238,9 +238,6 @@ class TransformersEngine:
         except GuardError as error:
             return error
         return replace(verdict, model=self.name, fingerprint=self.fingerprint, tokens=scored.tokens)
-
-    def _answer_tokens(self, *, response: bool) -> int:
-        return self._trees[response].longest
 
 
 def _tree(checkpoint: Checkpoint, *, response: bool) -> TokenTree:
