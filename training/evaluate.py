@@ -1,28 +1,22 @@
 """The report: `python -m training.evaluate --data ../shared/data --checkpoint DIR --out FILE`.
 
-Every answer is written by greedy decoding from the rendered chat template, in float32. Rates
-come with 95 % Wilson intervals, F1 with 95 % bootstrap intervals.
+Every conversation is judged by the library's engine in float32, which gives what greedy decoding
+from the rendered chat template gives. Rates come with 95 % Wilson intervals, F1 with 95 %
+bootstrap intervals.
 """
 
 import argparse
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from training import data, mixture
+from guardrails_qwen import Conversation, GuardError, Verdict
+from guardrails_qwen.engines.transformers import TransformersEngine
+from training import data, mixture, synthetic
 from training import example as labels
 from training.example import Example, messages
-
-_ANSWER = re.compile(
-    r"Safety: (Safe|Controversial|Unsafe)\nCategories: ([^\n]+)(?:\nRefusal: (Yes|No))?"
-)
 
 PER_SOURCE = 200
 """Held-out rows of one source that are judged, prompts and replies each."""
@@ -40,7 +34,7 @@ CARD_EXAMPLES: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the model wrote, read; an answer outside the format counts as Unsafe."""
+    """What the engine made of the model's answer; one outside the format counts as Unsafe."""
 
     text: str
     severity: str
@@ -49,16 +43,27 @@ class Answer:
     readable: bool
 
     @classmethod
-    def read(cls, text: str) -> "Answer":
-        """Parse the text of an answer, end token removed."""
-        match = _ANSWER.fullmatch(text)
-        readable = match is not None and match[2] in labels.CATEGORIES
+    def read(cls, outcome: Verdict | GuardError) -> "Answer":
+        """A verdict as the lines that it was read from, or the name of the error."""
+        if not isinstance(outcome, Verdict):
+            return cls(
+                text=type(outcome).__name__,
+                severity=labels.UNSAFE,
+                category=labels.NONE,
+                refusal=None,
+                readable=False,
+            )
+        named = [name for name in labels.HARMS if name in {c.label for c in outcome.categories}]
+        category = ", ".join(named) or labels.NONE
+        lines = [f"Safety: {outcome.severity.label}", f"Categories: {category}"]
+        if outcome.refusal is not None:
+            lines.append(f"Refusal: {'Yes' if outcome.refusal else 'No'}")
         return cls(
-            text=text,
-            severity=match[1] if match else labels.UNSAFE,
-            category=match[2] if match else labels.NONE,
-            refusal=None if match is None or match[3] is None else match[3] == "Yes",
-            readable=readable,
+            text="\n".join(lines),
+            severity=outcome.severity.label,
+            category=category,
+            refusal=outcome.refusal,
+            readable=True,
         )
 
     def flagged(self, mode: str) -> bool:
@@ -69,33 +74,19 @@ class Answer:
 
 
 class Judge:
-    """A checkpoint that answers by greedy decoding, in batches of similar length."""
+    """A checkpoint behind the library's own engine, whose verdicts are those of greedy decoding."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.engine = TransformersEngine.from_pretrained(folder, device="cpu", dtype="float32")
 
-    def answers(self, conversations: Sequence[Sequence[str]], *, size: int = 48) -> list[Answer]:
+    def answers(self, conversations: Sequence[Sequence[str]], *, size: int = 400) -> list[Answer]:
         """One answer a conversation (turns alternate, the user first), in the same order."""
-        prompts = [
-            self.tokenizer.apply_chat_template(messages(turns), tokenize=False)
-            for turns in conversations
-        ]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        found: dict[int, Answer] = {}
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            for i, text in zip(part, self._complete([prompts[i] for i in part]), strict=True):
-                found[i] = Answer.read(text)
-        return [found[i] for i in range(len(prompts))]
-
-    @torch.inference_mode()
-    def _complete(self, prompts: list[str]) -> list[str]:
-        inputs = self.tokenizer(
-            prompts, return_tensors="pt", padding=True, add_special_tokens=False
-        )
-        written = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        return self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        found: list[Answer] = []
+        for start in range(0, len(conversations), size):
+            part = conversations[start : start + size]
+            outcomes = self.engine.judge([Conversation.of(messages(turns)) for turns in part])
+            found += [Answer.read(outcome) for outcome in outcomes]
+        return found
 
 
 def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float, float]:
@@ -192,6 +183,7 @@ class Report:
 
         yield from modes("held-out prompts", [e.flagged for e in asked], of(asked))
         yield from modes("held-out replies", [e.flagged for e in answered], of(answered))
+        yield from self.statements(asked)
         yield line(
             "held-out refusal",
             "–",
@@ -214,6 +206,21 @@ class Report:
                 for mode in ("strict", "loose")
             ]
             yield f"| {name} | {len(group)} | {rates[0]} | {rates[1]} |"
+
+    def statements(self, asked: Sequence[Example]) -> Iterable[str]:
+        """Table lines of replies that have nothing to do with the prompt: statements of the sources
+        of hate and abuse, and of our own; both held out, behind benign prompts.
+        """
+        generator = random.Random(0)
+        benign = [e for e in asked if e.source in data.BENIGN and len(e.turns[0]) < 300]
+        theirs = mixture.behind(mixture.statements(asked), benign, generator)
+        before = generator.sample(benign, min(300, len(benign)))
+        ours = synthetic.answers(before, seed=0, held_out=True)
+        for name, group in (("sources'", theirs), ("own", ours)):
+            answers = self.answers([e.turns for e in group])
+            yield from modes(
+                f"held-out statements as replies, {name}", [e.flagged for e in group], answers
+            )
 
     def card(self) -> Iterable[str]:
         """The examples of the model cards."""

@@ -3,7 +3,7 @@
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,7 +142,66 @@ def epoch(corpus: Corpus, *, seed: int, synthetic_prompts: int = 20000) -> list[
     drawn += synthetic.replies(generator.sample(asked, len(asked) // 6), seed=seed)
     drawn += documents([e for e in asked if len(e.turns[0]) < 300], len(asked) // 25, generator)
     drawn += sentences(answered, generator)
+    drawn += independent(drawn, generator)
     return [changed(with_history(e, answered, generator), generator) for e in drawn]
+
+
+def independent(drawn: Sequence[Example], generator: random.Random) -> list[Example]:
+    """Replies whose harm does not hang on the prompt, behind prompts they have nothing to do with.
+
+    Hateful statements and harmless ones of the same sources; whole replies of the sources, harmful
+    and not, behind another prompt; and our own.
+    """
+    asked = [e for e in drawn if len(e.turns) == 1 and 0 < len(e.turns[0].strip()) < 300]
+    benign = [e for e in asked if e.source in data.BENIGN]
+    harmful = [e for e in asked if e.severity == labels.UNSAFE and e.category != labels.JAILBREAK]
+    said = statements(asked)
+    bad = [e for e in said if e.flagged]
+    good = [e for e in said if not e.flagged]
+    size = min(len(bad), len(good), 1600)
+    texts = generator.sample(bad, size) + generator.sample(good, size)
+    replied = [
+        e
+        for e in drawn
+        if len(e.turns) == 2 and e.source not in ("synthetic", "diasafety_train") and e.turns[1]
+    ]
+    harmful_replies = [e for e in replied if e.severity == labels.UNSAFE]
+    other_replies = [e for e in replied if not e.flagged]
+    texts += generator.sample(harmful_replies, min(1000, len(harmful_replies)))
+    texts += generator.sample(other_replies, min(1200, len(other_replies)))
+    found = behind(texts, benign, generator)
+    # Some of the harmless ones follow a harmful prompt: what was asked does not make them harmful.
+    found += behind([e for e in texts if not e.flagged][::6], harmful, generator)
+    before = generator.sample(benign, min(1100, len(benign)))
+    before += generator.sample(harmful, min(300, len(harmful)))
+    own = [e for e in asked if e.source == "synthetic" and not e.flagged]
+    before += generator.sample(own, min(400, len(own)))
+    return found + synthetic.answers(before, seed=generator.randrange(2**32))
+
+
+def statements(asked: Iterable[Example]) -> list[Example]:
+    """Single statements of the sources of hate and abuse, harmful or not; no questions."""
+    return [e for e in asked if e.source in data.OFFENSIVE and not re.search(r"[?？]", e.turns[0])]
+
+
+def behind(
+    texts: Iterable[Example], asked: Sequence[Example], generator: random.Random
+) -> list[Example]:
+    """The last turn of each of `texts` as a reply to a prompt of `asked` in its language."""
+    prompts: dict[bool, list[Example]] = {True: [], False: []}
+    for e in asked:
+        prompts[_chinese(e.turns[0])].append(e)
+    found: list[Example] = []
+    for e in texts:
+        pool = prompts[_chinese(e.turns[-1])] or list(asked)
+        turns = (generator.choice(pool).turns[0], e.turns[-1])
+        refusal = e.refusal if e.judges_reply else False
+        found.append(replace(e, turns=turns, refusal=refusal))
+    return found
+
+
+def _chinese(text: str) -> bool:
+    return re.search(r"[\u4e00-\u9fff]", text) is not None
 
 
 def sentences(answered: Sequence[Example], generator: random.Random) -> list[Example]:

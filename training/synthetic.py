@@ -5,7 +5,10 @@ The words live in phrases/*.txt. A section starts with `=` and says what its lin
     = list NAME                     comma-separated fillers for {NAME}
     = frame SHAPE [SIDE]            how a phrase of that shape is asked for
     = SEVERITY SHAPE CATEGORY       phrases: `do` (a verb phrase), `write` (a noun phrase),
-                                    `topic` (a noun), `say` (a whole text)
+                                    `topic` (a noun), `say` (a whole text),
+                                    `piece` (what a text does), `task` (a request of
+                                    several clauses), `answer` (a whole reply that is
+                                    harmful or harmless by itself)
     = reply KIND                    whole replies: refusal, comply, support
 
 A tenth of the phrases, by hash, is held out to see how the model does on words it never read.
@@ -23,6 +26,8 @@ from training.data import tenth
 from training.example import Example
 
 PHRASES = Path(__file__).with_name("phrases")
+LONG = ("piece", "task")
+"""Shapes of longer requests: a third of what is asked, where a category has them."""
 _ECHO = "\0"
 _OPENING = re.compile(
     r"^(how (do|can|could|would|should) (i|you|one|we)|how to|tell me how to|please|can you)\s+",
@@ -79,8 +84,8 @@ class Grammar:
     def ask(self, shape: str, severity: str, phrase: str, generator: random.Random) -> str:
         """A request made of a phrase: `do`, `write` and `topic` need a frame, `say` is whole."""
         phrase = self.fill(phrase, generator)
-        if shape == "say":
-            return phrase
+        if shape in ("say", "answer"):
+            return phrase[:1].upper() + phrase[1:]
         side = "safe" if severity == labels.SAFE else "unsafe"
         frames = self.frames[shape] + self.frames[f"{shape} {side}"]
         frame = generator.choice(frames)
@@ -92,18 +97,43 @@ class Grammar:
         self, count: int, generator: random.Random, *, held_out: bool, severity: str
     ) -> list[Example]:
         """`count` prompts of a severity, its categories in equal shares, phrases within them."""
-        cells: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for (level, shape, name), phrases in self.phrases.items():
-            if level == severity:
-                cells[name] += [(shape, p) for p in phrases if tenth(p) == held_out]
-        names = sorted(name for name, phrases in cells.items() if phrases)
+        short = self._cells(severity, held_out=held_out, longer=False)
+        longer = self._cells(severity, held_out=held_out, longer=True)
+        names = sorted(short)
         found: list[Example] = []
         for i in range(count if names else 0):
             name = names[i % len(names)]
+            cells = longer if name in longer and generator.random() < 0.33 else short
             shape, phrase = generator.choice(cells[name])
             text = self.ask(shape, severity, phrase, generator)
             found.append(Example(turns=(text,), severity=severity, category=name))
         return found
+
+    def _cells(
+        self, severity: str, *, held_out: bool, longer: bool
+    ) -> dict[str, list[tuple[str, str]]]:
+        cells: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for (level, shape, name), phrases in self.phrases.items():
+            if level == severity and shape != "answer" and (shape in LONG) == longer:
+                cells[name] += [(shape, p) for p in phrases if tenth(p) == held_out]
+        return {name: phrases for name, phrases in cells.items() if phrases}
+
+    def answers(
+        self, count: int, generator: random.Random, *, held_out: bool
+    ) -> list[tuple[str, str, str]]:
+        """`count` replies that speak for themselves, half harmful: text, severity, category."""
+        drawn: list[tuple[str, str, str]] = []
+        for severity in (labels.SAFE, labels.UNSAFE):
+            pool = [
+                (phrase, name)
+                for (level, shape, name), phrases in self.phrases.items()
+                for phrase in phrases
+                if level == severity and shape == "answer" and tenth(phrase) == held_out
+            ]
+            for _ in range(count // 2 if pool else 0):
+                phrase, name = generator.choice(pool)
+                drawn.append((self.ask("answer", severity, phrase, generator), severity, name))
+        return drawn
 
     def reply(self, kind: str, prompt: str, generator: random.Random) -> str:
         """A whole reply of a kind; `{prompt}` in it becomes the request's own words."""
@@ -176,6 +206,25 @@ def replies(
                 refusal=kind == "refusal",
             )
         )
+    return found
+
+
+def answers(
+    asked: Iterable[Example], *, seed: int, share: float = 1.0, held_out: bool = False
+) -> list[Example]:
+    """Replies of our own whose harm does not hang on the prompt, two to every prompt of `asked`.
+
+    Harmful and harmless ones have the same shapes and follow the same prompts.
+    """
+    generator = random.Random(seed)
+    english, chinese = grammars()
+    found: list[Example] = []
+    for e in asked:
+        grammar = chinese if re.search(r"[\u4e00-\u9fff]", e.turns[-1]) else english
+        for text, severity, name in grammar.answers(2, generator, held_out=held_out):
+            if generator.random() < share:
+                turns = (*e.turns, text)
+                found.append(Example(turns=turns, severity=severity, category=name, refusal=False))
     return found
 
 

@@ -4,14 +4,15 @@ import argparse
 import copy
 import json
 import math
+import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from training import mixture, synthetic, tokenizer
 from training.model import config, save
@@ -24,7 +25,7 @@ LANGUAGE_TOKENS = 896
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What can be turned; the defaults are what the bundled checkpoint was made with."""
+    """What can be turned; the defaults are those of a run from scratch."""
 
     seed: int = 20251121
     steps: int = 2800
@@ -40,6 +41,20 @@ class Recipe:
     """Decay of the moving average of the weights, which is what is kept."""
     every: int = 300
     """Steps between two looks at the held-out data."""
+    minutes: float | None = None
+    """End after so much time, if that is before the last step; the rates fall with it."""
+
+    def continued(self) -> "Recipe":
+        """The recipe for going on from trained weights: other draws, a third of the rates."""
+        return replace(
+            self,
+            seed=self.seed + 1000,
+            warmup=30,
+            matrix_rate=self.matrix_rate / 3,
+            rate=self.rate / 3,
+            average=0.99,
+            every=100,
+        )
 
 
 class Trainer:
@@ -62,10 +77,10 @@ class Trainer:
         self.peaks = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
-    def step(self, batch: Batch, number: int) -> dict[str, float]:
-        """One update; returns the two losses."""
+    def step(self, batch: Batch, number: int, done: float) -> dict[str, float]:
+        """One update, `done` being the share of the run behind it; returns the two losses."""
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * self._schedule(number)
+            optimizer.param_groups[0]["lr"] = peak * self._schedule(number, done)
             optimizer.zero_grad(set_to_none=True)
         answer, language = self._losses(batch)
         (answer + self.recipe.language_weight * language).backward()
@@ -75,10 +90,11 @@ class Trainer:
         self._follow(min(self.recipe.average, (1 + number) / (10 + number)))
         return {"answer": answer.item(), "language": language.item()}
 
-    def _schedule(self, number: int) -> float:
+    def _schedule(self, number: int, done: float) -> float:
         if number < self.recipe.warmup:
             return (number + 1) / self.recipe.warmup
-        rest = (number - self.recipe.warmup) / (self.recipe.steps - self.recipe.warmup)
+        warm = self.recipe.warmup / self.recipe.steps
+        rest = max(0.0, (done - warm) / (1 - warm))
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * rest))
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -120,16 +136,34 @@ def batches(corpus: mixture.Corpus, renderer: Renderer, recipe: Recipe) -> Itera
         number += 1
 
 
-def train(source: Path, out: Path, recipe: Recipe) -> None:
-    """Everything, from the sources to the checkpoint."""
+def beginning(
+    texts: Sequence[str], out: Path, recipe: Recipe, start: Path | None
+) -> tuple[PreTrainedTokenizerBase, Qwen3ForCausalLM]:
+    """A tokenizer, its files written to `out`, and a model: new ones, or those of `start`."""
+    if start is None:
+        words = tokenizer.build(texts, out, vocabulary=recipe.vocabulary)
+        return words, Qwen3ForCausalLM(config(words)).train()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if start.resolve() != out.resolve():
+            shutil.copyfile(start / name, out / name)
+    model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(out), model.train()
+
+
+def train(source: Path, out: Path, recipe: Recipe, start: Path | None = None) -> None:
+    """Everything, from the sources to the checkpoint; `start` is a checkpoint to go on from."""
     started = time.perf_counter()
     torch.manual_seed(recipe.seed)
-    corpus = mixture.load(source, seed=recipe.seed)
+    corpus = mixture.load(source, seed=Recipe().seed)
     texts = corpus.texts() + [e.turns[0] for e in synthetic.prompts(12000, seed=recipe.seed)]
-    words = tokenizer.build(texts, out, vocabulary=recipe.vocabulary)
+    words, model = beginning(texts, out, recipe, start)
     renderer = Renderer(words)
-    trainer = Trainer(Qwen3ForCausalLM(config(words)).train(), recipe)
-    probe = Probe(renderer, corpus.held_out, seed=recipe.seed)
+    trainer = Trainer(model, recipe)
+    probe = Probe(renderer, corpus.held_out, seed=Recipe().seed)
+    if start is not None:
+        before = probe.score(trainer.average)
+        print("before", json.dumps({k: round(v, 4) for k, v in before.items()}), flush=True)
     size = sum(p.numel() for p in trainer.model.parameters())
     print(
         f"{size:,} parameters, {len(words):,} tokens, policy prefixes of "
@@ -138,18 +172,21 @@ def train(source: Path, out: Path, recipe: Recipe) -> None:
     )
     best, kept = 0.0, trainer.average
     for number, batch in enumerate(batches(corpus, renderer, recipe), 1):
-        losses = trainer.step(batch, number - 1)
-        if number % 100 == 0:
+        spent = (time.perf_counter() - started) / 60 / (recipe.minutes or math.inf)
+        losses = trainer.step(batch, number - 1, min(1.0, max((number - 1) / recipe.steps, spent)))
+        last = number == recipe.steps or spent >= 1
+        if number % 50 == 0 or last:
             print(
                 f"{number} of {recipe.steps}, {time.perf_counter() - started:.0f} s, {losses}",
                 flush=True,
             )
-        if number % recipe.every == 0 or number == recipe.steps:
+        if number % recipe.every == 0 or last:
             scores = probe.score(trainer.average)
             print(number, json.dumps({k: round(v, 4) for k, v in scores.items()}), flush=True)
             if scores["criterion"] > best:
                 best, kept = scores["criterion"], copy.deepcopy(trainer.average)
-        if number == recipe.steps:
+                torch.save(kept.state_dict(), out / "float32.pt")
+        if last:
             break
     save(kept, out, lambda model: [severity for _, severity in probe.severities(model)])
     print(
@@ -165,8 +202,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=Recipe().steps)
+    parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
+    parser.add_argument("--minutes", type=float, help="end by then, with the rates at their end")
     given = parser.parse_args()
-    train(given.data, given.out, Recipe(steps=given.steps))
+    recipe = Recipe(steps=given.steps, minutes=given.minutes)
+    if given.start is not None:
+        recipe = recipe.continued()
+    train(given.data, given.out, recipe, given.start)
 
 
 if __name__ == "__main__":
