@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import sys
 from enum import IntEnum
 from pathlib import Path
@@ -100,7 +102,15 @@ def check(  # noqa: PLR0913, PLR0917
 
 def main() -> None:
     """The entry point `guardrails-qwen`."""
-    app()
+    logging.getLogger("guardrails_qwen").addHandler(logging.NullHandler())  # it prints all itself
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001  a crash must not look like a decision
+        sys.stderr.write(f"error: {type(error).__name__}\n")
+        sys.exit(Exit.ENGINE_FAILURE)
 
 
 def _fail(console: Console, error: Exception, status: Exit) -> NoReturn:
@@ -124,12 +134,22 @@ def _texts(text: str, *, lines: bool) -> list[str]:
     except UnicodeDecodeError as error:
         position = error.start
     else:
-        return [line for line in read.splitlines() if line.strip()] if lines else [read]
+        return _nonempty(read) if lines else [read]
     raise ConversationError(f"standard input is not UTF-8 at byte {position}")
 
 
-def _conversation(text: str, response: str | None) -> Conversation:
-    return Conversation.of(text) if response is None else Conversation.exchange(text, response)
+def _nonempty(text: str) -> list[str]:
+    found = [line for line in text.split("\n") if line.strip()]
+    if not found:
+        raise ConversationError("standard input holds no text")
+    return found
+
+
+def _conversation(text: str, response: str | None) -> str | Conversation:
+    """What is judged; a text is checked here, so that a bad one counts as wrong usage."""
+    if response is not None:
+        return Conversation.exchange(text, response)
+    return Conversation.of(text).last.text
 
 
 def _status(decision: Decision) -> Exit:

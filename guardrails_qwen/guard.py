@@ -73,8 +73,9 @@ class Guard:
 
         Args:
             value: A text, a message, or a list of messages; see `Conversation.of`.
-            stage: By default what the last message is: output for an assistant's (tool call where
-                it has no text but calls), tool result for a tool's, input for any other.
+            stage: By default what the last message is: output for an assistant's text, tool call
+                for its calls (the stricter decision of the two, where it has both), tool result for
+                a tool's, input for any other. A plain text at output is taken as the assistant's.
 
         Raises:
             ConversationError: The value is not a conversation, or holds something other than text.
@@ -174,25 +175,26 @@ class Guard:
         try:
             outcomes = self.engine.judge(conversations) if conversations else []
             return _complete(conversations, outcomes)
-        except EngineError as error:
-            return [error] * len(conversations)
+        except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing was judged
+            return [_failure(error)] * len(conversations)
 
     async def _ajudge(self, conversations: Sequence[Conversation]) -> Sequence[Outcome]:
         try:
             outcomes = await self.engine.ajudge(conversations) if conversations else []
             return _complete(conversations, outcomes)
-        except EngineError as error:
-            return [error] * len(conversations)
+        except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing was judged
+            return [_failure(error)] * len(conversations)
 
     def _steps(self, values: Iterable[ConversationLike], stage: Stage | None) -> _Steps:
         started = time.perf_counter()
         if isinstance(values, (str, bytes, Mapping, Message, Conversation)):
             raise ConversationError("a batch is a list of conversations, and this is a single one")
-        found = [_conversation(value) for value in values]
+        stage = None if stage is None else Stage(stage)
+        found = [_conversation(value, stage) for value in values]
         conversations = [item for item in found if isinstance(item, Conversation)]
         outcomes = yield conversations
         decided = [
-            self._decide(conversation, stage or stage_of(conversation), outcome)
+            self._decide(conversation, (stage,) if stage else stages_of(conversation), outcome)
             for conversation, outcome in zip(conversations, outcomes, strict=True)
         ]
         pairs = [
@@ -207,19 +209,24 @@ class Guard:
         return [_finished(result, redactions, seconds) for result in results]
 
     def _decide(
-        self, conversation: Conversation, stage: Stage, outcome: Outcome
+        self, conversation: Conversation, stages: Sequence[Stage], outcome: Outcome
     ) -> Decision | GuardError:
+        """The strictest of what the stages decide."""
         text = conversation.last.text
-        if isinstance(outcome, Verdict):
-            return self.policy.decide(stage, outcome, text)
         try:
-            return self.policy.decide_unjudged(stage, outcome, text)
+            decisions = [
+                self.policy.decide(stage, outcome, text)
+                if isinstance(outcome, Verdict)
+                else self.policy.decide_unjudged(stage, outcome, text)
+                for stage in stages
+            ]
         except GuardError as error:
             return error
+        return max(decisions, key=lambda decision: decision.action)
 
     def _redact(self, pairs: Sequence[tuple[Conversation, Decision]]) -> _Redaction:
         """Take out the sentences that offend alone, then judge what is left."""
-        spans = [sentences(conversation.last.text) for conversation, _ in pairs]
+        spans = [_affordable(conversation) for conversation, _ in pairs]
         outcomes = yield [
             conversation.with_last_text(conversation.last.text[span.start : span.end])
             for (conversation, _), found in zip(pairs, spans, strict=True)
@@ -250,21 +257,24 @@ class Guard:
 
     def _settle(self, decision: Decision, outcome: Outcome) -> Decision:
         """The redaction if it passes by itself, else the replacement."""
-        passes = isinstance(outcome, Verdict) and (
-            self.policy.decide(decision.stage, outcome).allowed and decision.redactions
-        )
-        if passes:
+        judged = isinstance(outcome, Verdict)
+        passes = judged and self.policy.decide(decision.stage, outcome).allowed
+        if passes and decision.redactions:
             return decision
         replacement = self.policy.at(decision.stage).replacement
-        return replace(decision, action=Action.REPLACE, text=replacement, redactions=())
+        error = None if judged else f"{type(outcome).__name__}: {outcome}"
+        return replace(
+            decision, action=Action.REPLACE, text=replacement, redactions=(), error=error
+        )
 
 
-def stage_of(conversation: Conversation) -> Stage:
-    """The stage at which the last message of a conversation is usually judged."""
+def stages_of(conversation: Conversation) -> tuple[Stage, ...]:
+    """The stages at which the last message of a conversation is usually judged; one at least."""
     last = conversation.last
-    if last.role is Role.ASSISTANT:
-        return Stage.TOOL_CALL if last.tool_calls and not last.text.strip() else Stage.OUTPUT
-    return Stage.TOOL_RESULT if last.role is Role.TOOL else Stage.INPUT
+    if last.role is not Role.ASSISTANT:
+        return (Stage.TOOL_RESULT if last.role is Role.TOOL else Stage.INPUT,)
+    says = (Stage.OUTPUT,) if last.text.strip() or not last.tool_calls else ()
+    return (*says, Stage.TOOL_CALL) if last.tool_calls else says
 
 
 def passed_on(decision: Decision) -> str:
@@ -292,11 +302,50 @@ def _complete(request: Sequence[Conversation], outcomes: Sequence[Outcome]) -> S
     return outcomes
 
 
-def _conversation(value: ConversationLike) -> Conversation | GuardError:
+_SPEAKERS = {
+    Stage.OUTPUT: Role.ASSISTANT,
+    Stage.TOOL_CALL: Role.ASSISTANT,
+    Stage.TOOL_RESULT: Role.TOOL,
+}
+"""Who says a plain text at a stage; at the others it is the user."""
+
+
+def _conversation(value: ConversationLike, stage: Stage | None) -> Conversation | GuardError:
     try:
+        if isinstance(value, str) and stage:
+            return Conversation.of(Message(role=_SPEAKERS.get(stage, Role.USER), text=value))
         return Conversation.of(value)
     except GuardError as error:
         return error
+
+
+def _failure(error: Exception) -> GuardError:
+    """What stands for an engine's exception.
+
+    Of a foreign one only the type, since it may quote the text. It is no `EngineError`: a bug is
+    nothing that `on_error: allow` should wave through, since a text may have provoked it.
+    """
+    if isinstance(error, GuardError):
+        return error
+    failure = GuardError(f"the engine failed: {type(error).__name__}")
+    failure.__cause__ = error
+    return failure
+
+
+_REDACTION_CHARACTERS = 50_000
+"""What judging a text's sentences may cost, history included; beyond it the text is replaced."""
+
+
+def _affordable(conversation: Conversation) -> list[Span]:
+    """The sentences of the last message, or none where judging each would cost too much.
+
+    Every sentence is judged behind the whole history, which is also what an attacker could use to
+    keep an engine busy.
+    """
+    text = conversation.last.text
+    found = sentences(text)
+    history = sum(len(message.text) for message in conversation.messages[:-1])
+    return found if len(text) + len(found) * history <= _REDACTION_CHARACTERS else []
 
 
 def _finished(
@@ -304,6 +353,7 @@ def _finished(
 ) -> Decision | GuardError:
     """The result with its redaction and its cost, logged."""
     if isinstance(result, GuardError):
+        logger.warning("not judged: %s: %s", type(result).__name__, result)
         return result
     result = next(redactions) if result.action is Action.REDACT else result
     result = replace(result, seconds=seconds)

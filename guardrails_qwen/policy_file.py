@@ -23,9 +23,9 @@ Where = Callable[[Location], str]
 def read_file(path: Path) -> Policy:
     """See `Policy.from_file`."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a UTF-8 file"
         raise PolicyError(f"the policy file {path} cannot be read: {reason}") from error
     if path.suffix.lower() != ".json":
         return read_yaml(text, source=str(path))
@@ -33,10 +33,10 @@ def read_file(path: Path) -> Policy:
         data = json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise PolicyError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise PolicyError(f"{path}: nested too deep") from error
     except PolicyError as error:
         raise PolicyError(f"{path}: {error}") from error
+    except (RecursionError, ValueError) as error:
+        raise PolicyError(f"{path}: nested too deep, or a number too long") from error
     return _validated(data, lambda location: f"{path}, at {_path(location)}")
 
 

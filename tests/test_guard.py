@@ -271,7 +271,7 @@ def test_no_exception_of_an_engine_lets_a_text_pass(
     doors: Doors, error: Exception, choice: OnError
 ) -> None:
     guard = Guard(OddEngine(lambda _: _raise(error)), on_error(choice))
-    with pytest.raises((type(error), GuardViolation)):
+    with pytest.raises(GuardError):
         doors.enforce(guard, ASK)
 
 
@@ -498,3 +498,71 @@ def test_errors_in_a_batch_keep_their_places(doors: Doors) -> None:
         Action.BLOCK,
         Action.ALLOW,
     ]
+
+
+class TestAMessageWithTextAndToolCalls:
+    """The stricter of both stages decides."""
+
+    policy = Policy.from_yaml("""
+name: tools
+extends: loose
+stages:
+  output: {rules: [{action: flag}]}
+  tool_call: {rules: [{action: block}]}
+""")
+
+    @pytest.mark.parametrize("text", ["", "ok"])
+    def test_decides_at_both_stages(self, doors: Doors, text: str) -> None:
+        decision = doors.check(
+            Guard(ScriptedEngine(HARM), self.policy), [{**CALL, "content": text}]
+        )
+        assert (decision.action, decision.stage) == (Action.BLOCK, Stage.TOOL_CALL)
+
+    def test_is_plain_output_without_calls(self, doors: Doors) -> None:
+        asked = [{"role": "assistant", "content": "ok"}]
+        decision = doors.check(Guard(ScriptedEngine(HARM), self.policy), asked)
+        assert (decision.action, decision.stage) == (Action.FLAG, Stage.OUTPUT)
+
+
+@pytest.mark.parametrize(
+    ("stage", "role"),
+    [
+        (Stage.OUTPUT, Role.ASSISTANT),
+        (Stage.TOOL_RESULT, Role.TOOL),
+        (Stage.INPUT, Role.USER),
+        (Stage.CONTEXT, Role.USER),
+    ],
+)
+def test_a_plain_text_is_said_by_whoever_speaks_at_a_stage(stage: Stage, role: Role) -> None:
+    engine = ScriptedEngine()
+    Guard(engine).check("hi", stage=stage)
+    assert [conversation.last.role for conversation in engine.seen] == [role]
+
+
+def test_a_redaction_that_would_cost_too_much_is_a_replacement(doors: Doors) -> None:
+    engine = ScriptedEngine({"bomb": HARM})
+    history = [("user", "x" * 10_000), ("assistant", "y" * 10_000)]
+    decision = doors.check(Guard(engine, REDACT), [*history, ("user", "Hi! " * 50 + "A bomb.")])
+    assert replaced(decision)
+    assert max(engine.batches) == 1
+
+
+def test_an_engine_that_fails_while_redacting_leaves_a_degraded_decision(doors: Doors) -> None:
+    asked = 0
+
+    def answer(count: int) -> list[object]:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise EngineError("gone")
+        return [HARM] * count
+
+    decision = doors.check(Guard(OddEngine(answer), REDACT), "Cake. A bomb.")
+    assert replaced(decision)
+    assert decision.error == "EngineError: gone"
+
+
+def test_a_foreign_exception_is_named_by_its_type_only(doors: Doors) -> None:
+    secret = RuntimeError("secret words")
+    decision = doors.check(Guard(OddEngine(lambda _: _raise(secret))), "secret words")
+    assert decision.error == "GuardError: the engine failed: RuntimeError"

@@ -160,9 +160,7 @@ class GuardTemplate:
         names = sorted(set(_SECTION.findall(scaffold)), key=len, reverse=True)
         labels = sorted({m[1] for piece in [*prompt, *response] for m in _LABEL.finditer(piece)})
         self._sections = [re.compile(_spaced(name), re.IGNORECASE) for name in names]
-        self._labels = (
-            re.compile(rf"(?<![\w(])({'|'.join(labels)})(\s*):", re.IGNORECASE) if labels else None
-        )
+        self._labels = _label_pattern(labels) if labels else None
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """The prompt that asks for a verdict on the last message of a conversation."""
@@ -178,7 +176,7 @@ class GuardTemplate:
         """Content in which the template's markers and labels are ordinary words."""
         for section in self._sections:
             text = section.sub(lambda match: f"({match[1]})", text)
-        return self._labels.sub(r"(\1\2:)", text) if self._labels else text
+        return self._labels.sub(_in_parentheses, text) if self._labels else text
 
     def _scaffold(self, count: int) -> tuple[str, ...]:
         """The template's own text around and between `count` alternating turns."""
@@ -196,6 +194,22 @@ class GuardTemplate:
         return tuple(parts[::2])
 
 
+_UNSEEN = "\u00ad\u200b-\u200f\u2060-\u2064\ufeff"
+"""Characters that take no room: they do not keep a marker or a label apart."""
+
+
+def _label_pattern(labels: Sequence[str]) -> re.Pattern[str]:
+    """A speaker's label anywhere, and first of all one that is in parentheses already."""
+    label = rf"(?:{'|'.join(labels)})[\s{_UNSEEN}]*"
+    return re.compile(rf"\({label}:\)|(?<!\w)({label})[:：]", re.IGNORECASE)
+
+
+def _in_parentheses(label: re.Match[str]) -> str:
+    return f"({label[1]}:)" if label[1] else label[0]
+
+
 def _spaced(name: str) -> str:
-    words = r"[\s_&/-]+".join(map(re.escape, re.split(r"[ _&/-]+", name)))
-    return rf"<\s*(?:/\s*)?({words})\s*>"
+    """A section marker in any spelling that reads like it, full-width brackets included."""
+    gap = rf"[\s{_UNSEEN}]*"
+    words = rf"[\s_&/{_UNSEEN}-]+".join(map(re.escape, re.split(r"[ _&/-]+", name)))
+    return rf"[<＜]{gap}(?:/{gap})?({words}){gap}(?:/{gap})?[>＞]"

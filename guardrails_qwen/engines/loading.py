@@ -13,7 +13,6 @@ from typing import Any, Protocol, cast
 
 import torch
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,9 +47,6 @@ class _Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, object]: ...
 
 
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A loaded model and what is needed to ask it."""
@@ -77,9 +73,9 @@ def load(
     local_files_only: bool = False,
 ) -> Checkpoint:
     """A checkpoint from a folder or the model hub. See `TransformersEngine.from_pretrained`."""
-    source = _source(model)
     options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     with _readable_errors(model), _quiet():
+        source = _source(model)
         config = cast("PreTrainedConfig", _from_pretrained(AutoConfig, source, **options))
         _require_qwen3guard_gen(config)
         tokenizer = cast("_Tokenizer", _from_pretrained(AutoTokenizer, source, **options))
@@ -93,22 +89,22 @@ def load(
             output_loading_info=True,
             **options,
         )
-    _require_all_weights(info)
-    if not tokenizer.is_fast:
-        raise CheckpointError("the checkpoint has no tokenizer.json, which this engine reads")
-    template = _template(tokenizer)
-    encoder = PromptEncoder(_backend(tokenizer))
-    _require_same_prompt(tokenizer, template, encoder)
-    return Checkpoint(
-        name=Path(source).name if Path(source).is_dir() else str(model),
-        fingerprint=_fingerprint(network, tokenizer),
-        model=network.eval().requires_grad_(requires_grad=False).to(chosen),
-        encoder=encoder,
-        template=template,
-        end=_end(tokenizer),
-        context=int(config.max_position_embeddings),
-        demonstration=source == str(_BUNDLED) or bool(getattr(config, "demonstration", False)),
-    )
+        _require_all_weights(info)
+        if not tokenizer.is_fast:
+            raise CheckpointError("the checkpoint has no tokenizer.json, which this engine reads")
+        template, encoder = _template(tokenizer), PromptEncoder(_backend(tokenizer))
+        context = int(config.max_position_embeddings or 0)
+        _require_same_prompt(tokenizer, template, encoder, context)
+        return Checkpoint(
+            name=Path(source).name if Path(source).is_dir() else str(model),
+            fingerprint=_fingerprint(network, tokenizer),
+            model=network.eval().requires_grad_(requires_grad=False).to(chosen),
+            encoder=encoder,
+            template=template,
+            end=_end(tokenizer),
+            context=context,
+            demonstration=source == str(_BUNDLED) or bool(getattr(config, "demonstration", False)),
+        )
 
 
 def _from_pretrained(auto: Any, source: str, **options: Any) -> Any:
@@ -138,7 +134,8 @@ def _source(model: str | Path) -> str:
 
 
 def _require_qwen3guard_gen(config: PreTrainedConfig) -> None:
-    architectures = list(config.architectures or [])
+    named = config.architectures or []
+    architectures = [named] if isinstance(named, str) else list(named)
     if "Qwen3ForGuardModel" in architectures:
         raise CheckpointError(
             "this is a Qwen3Guard-Stream checkpoint, which judges token by token: this engine "
@@ -170,14 +167,14 @@ def _template(tokenizer: _Tokenizer) -> GuardTemplate:
     def render(messages: list[dict[str, str]]) -> str:
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise CheckpointError(f"the chat template fails: {error}") from error
 
     return GuardTemplate(render)
 
 
 def _require_same_prompt(
-    tokenizer: _Tokenizer, template: GuardTemplate, encoder: PromptEncoder
+    tokenizer: _Tokenizer, template: GuardTemplate, encoder: PromptEncoder, context: int
 ) -> None:
     """Compare with the model card's way of encoding, on text without special tokens."""
     from guardrails_qwen.conversation import Conversation
@@ -194,6 +191,11 @@ def _require_same_prompt(
                 "this tokenizer encodes prompts in a way that this engine does not reproduce; "
                 "please report the checkpoint"
             )
+        if len(prompt) >= context:
+            raise CheckpointError(
+                f"the model's context of {context} tokens has no room for the guard's own "
+                f"instructions, which take about {len(prompt)}"
+            )
 
 
 def _end(tokenizer: _Tokenizer) -> int:
@@ -208,7 +210,7 @@ def _backend(tokenizer: _Tokenizer) -> str:
 
 
 def _fingerprint(model: Qwen3ForCausalLM, tokenizer: _Tokenizer) -> str:
-    """A digest of configuration, template, tokenizer, precision and a sample of every weight."""
+    """A digest of configuration, template, tokenizer, precision and every weight."""
     digest = hashlib.sha256()
     config = {
         key: value
@@ -223,9 +225,8 @@ def _fingerprint(model: Qwen3ForCausalLM, tokenizer: _Tokenizer) -> str:
     ]
     digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)].float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -253,7 +254,9 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def _readable_errors(model: str | Path) -> Generator[None]:
     try:
         yield
-    except _LOADING_ERRORS as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a library finds wrong with a folder
         raise CheckpointError(f"the checkpoint {model} cannot be loaded: {error}") from error
 
 

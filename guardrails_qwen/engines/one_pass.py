@@ -74,7 +74,7 @@ class OnePass:
         model: A Qwen3 language model.
         prefix: Token ids that every prompt starts with.
         tree: The answers.
-        row_tokens: Prompts are packed into rows of about this many tokens, and a longer prompt is
+        row_tokens: Prompts are packed into rows of about this many tokens, and a longer prompt
             has a row of its own. Attention over a row costs its square.
     """
 

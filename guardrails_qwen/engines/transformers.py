@@ -59,6 +59,8 @@ class TransformersEngine:
         self.fingerprint = checkpoint.fingerprint
         self.demonstration = checkpoint.demonstration
         self._checkpoint: Checkpoint | None = checkpoint
+        if row_tokens is not None and row_tokens < 1:
+            raise ValueError(f"row_tokens is {row_tokens}: use at least 1, or None for the default")
         on_cpu = checkpoint.model.device.type == "cpu"
         self._row_tokens = row_tokens or (512 if on_cpu else 4096)
         self._trees = {response: _tree(checkpoint, response=response) for response in (False, True)}
