@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, time
 from typing import Any, cast
+from uuid import UUID
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from pydantic import BaseModel
 
 from guardrails_qwen import ConversationError, ToolCall
 
@@ -29,15 +32,36 @@ _CALLS = frozenset(
 )
 """Content blocks that ask for a tool, mostly the same calls that `tool_calls` has."""
 
-_THOUGHT_KEYS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "refusal")
-"""Where providers put words into `additional_kwargs`."""
-
-_QUOTES = ("annotations", "citations")
-_READ_IN_THOUGHTS = (
-    *("reasoning_content", "reasoning", "thinking", "summary", "content", "text"),
-    *("title", "cited_text"),
-)
 _ARGUMENTS = ("args", "arguments", "input", "partial_json")
+
+_TECHNICAL = frozenset(
+    {"type", "id", "call_id", "tool_call_id", "tool_use_id", "item_id", "file_id", "container_id"}
+    | {"response_id", "index", "status", "phase", "format", "ttl", "mime_type"}
+    | {"signature", "thought_signature", "encrypted_content", "encrypted_index"}
+)
+"""Fields that say nothing, as long as they hold tokens: marks, ids, and what is encrypted."""
+
+_SIGNATURES = "__gemini_function_call_thought_signatures__"
+"""A dict of signatures."""
+
+_MEDIA = frozenset(
+    {"audio", "input_audio", "image", "images", "image_url", "video", "video_url", "base64"}
+    | {"inline_data", "file_data"}
+)
+"""Fields that hold what a text model cannot judge."""
+
+_POINTERS = ("url", "file_id", "source")
+"""Fields of a text block that say where the model finds another text."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9+/=_.:@-]*")
+_DEEPEST = 32
+
+_STANDARD = frozenset(
+    {"content", "additional_kwargs", "response_metadata", "type", "name", "example", "role"}
+    | {"tool_calls", "invalid_tool_calls", "tool_call_chunks", "usage_metadata", "artifact"}
+    | {"chunk_position"}
+)
+"""Declared fields of messages that are read elsewhere, or that no model is sent."""
 
 
 def words(message: BaseMessage) -> str:
@@ -52,14 +76,25 @@ def words(message: BaseMessage) -> str:
 
 
 def thoughts(message: BaseMessage) -> str:
-    """What else can be read of a message: reasoning, quotations, refusals outside its content."""
-    if message.additional_kwargs.get("audio"):
-        raise ConversationError("audio cannot be judged by a text model: judge its transcript")
-    hidden = [message.additional_kwargs.get(key) for key in _THOUGHT_KEYS]
-    blocks = [block for block in _blocks(message) if _kind(block) in _THOUGHTS]
-    quotes = [block.get(key) for block in _blocks(message) for key in _QUOTES]
-    parts = [*hidden, *blocks, *quotes]
-    return "\n".join(text for part in parts for text in _strings(part) if text)
+    """What else can be read of a message: reasoning, quotations, refusals, fields of any name.
+
+    Raises:
+        ConversationError: A field holds something that a text model cannot judge.
+    """
+    hidden = {
+        key: value
+        for key, value in message.additional_kwargs.items()
+        if key not in ("tool_calls", "function_call")
+    }
+    readable = _THOUGHTS.union(_WORDS)
+    blocks = [_beside_words(block) for block in _blocks(message) if _kind(block) in readable]
+    return "\n".join(text for part in (hidden, *blocks, others(message)) for text in _leaves(part))
+
+
+def others(message: BaseMessage) -> dict[str, Any]:
+    """The fields of a message that not every message of its kind has, and its ids."""
+    own = {key: value for key, value in vars(message).items() if key not in _STANDARD}
+    return own | (message.model_extra or {})
 
 
 def tool_calls(message: BaseMessage) -> tuple[ToolCall, ...]:
@@ -90,7 +125,7 @@ def _words_of(block: str | dict[Any, Any]) -> str:
     if kind in _THOUGHTS or kind in _CALLS:
         return ""
     said = block.get(_WORDS.get(kind, ""))
-    if not isinstance(said, str):
+    if not isinstance(said, str) or any(block.get(key) for key in _POINTERS):
         shown = repr(kind) if re.fullmatch(r"[A-Za-z0-9_.-]{1,24}", kind) else "unknown"
         raise ConversationError(
             f"a content block of type {shown} cannot be judged by a text model: take it out and "
@@ -109,17 +144,46 @@ def _kind(block: Mapping[str, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def _strings(value: object) -> Iterator[str]:
-    """The readable strings of a thought, in whichever of the providers' shapes."""
+def _beside_words(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A block without its words, and without what is encrypted in it."""
+    kind, encrypted = _kind(block), block.get("data")
+    known = _WORDS.get(kind)
+    if kind == "redacted_thinking" and isinstance(encrypted, str) and _TOKEN.fullmatch(encrypted):
+        known = "data"
+    return {key: value for key, value in block.items() if key != known}
+
+
+def _leaves(value: object, *, technical: bool = False, depth: int = 0) -> Iterator[str]:
+    """All the texts in a field, at any depth; names of fields too, if they are more than names.
+
+    Raises:
+        ConversationError: There is something else in it.
+    """
+    if depth > _DEEPEST:
+        raise ConversationError("a field of a message is nested too deeply to be judged")
+    if isinstance(value, BaseModel):
+        value = vars(value) | (value.model_extra or {})
     if isinstance(value, str):
-        yield value
+        if value and not (technical and _TOKEN.fullmatch(value)):
+            yield value
     elif isinstance(value, Mapping):
-        fields = cast("Mapping[str, object]", value)
-        for key in _READ_IN_THOUGHTS:
-            yield from _strings(fields.get(key))
-    elif isinstance(value, (list, tuple)):
+        for key, item in cast("Mapping[object, object]", value).items():
+            if item and key in _MEDIA:
+                raise ConversationError(
+                    f"a field {key!r} cannot be judged by a text model: take it out and judge it, "
+                    "or its transcript, by other means"
+                )
+            yield from _leaves(key, technical=True, depth=depth + 1)
+            opaque = key in _TECHNICAL and isinstance(item, str)
+            inner = opaque or technical or key == _SIGNATURES
+            yield from _leaves(item, technical=inner, depth=depth + 1)
+    elif isinstance(value, (list, tuple, set, frozenset)):
         for item in cast("Iterable[object]", value):
-            yield from _strings(item)
+            yield from _leaves(item, technical=technical, depth=depth + 1)
+    elif value is not None and not isinstance(value, (int, float, date, time, UUID)):
+        raise ConversationError(
+            f"a field that is {type(value).__name__} cannot be judged by a text model: take it out"
+        )
 
 
 def _call_fields(message: BaseMessage) -> Iterator[object]:
@@ -129,11 +193,22 @@ def _call_fields(message: BaseMessage) -> Iterator[object]:
     if isinstance(message, AIMessageChunk):
         yield from message.tool_call_chunks
     yield from (block for block in _blocks(message) if _kind(block) in _CALLS)
-    for raw in message.additional_kwargs.get("tool_calls") or ():
-        fields = _mapping(raw)
-        yield fields.get("function") or fields.get("custom") or fields
+    raw = message.additional_kwargs.get("tool_calls") or ()
+    if not isinstance(raw, (list, tuple)):
+        raise ConversationError(f"the tool calls are {type(raw).__name__}, not a list")
+    for call in cast("Iterable[object]", raw):
+        yield from _unpacked(_mapping(call))
     if legacy := message.additional_kwargs.get("function_call"):
         yield legacy
+
+
+def _unpacked(call: Mapping[str, Any]) -> Iterator[object]:
+    """A call in the form of the OpenAI API: what is inside, and what is around that."""
+    inside = [key for key in ("function", "custom") if call.get(key)]
+    yield from (call[key] for key in inside)
+    around = {key: value for key, value in call.items() if key not in inside}
+    if not inside or any(_leaves(around)):
+        yield around
 
 
 def _mapping(call: object) -> Mapping[str, Any]:
@@ -143,10 +218,14 @@ def _mapping(call: object) -> Mapping[str, Any]:
 
 
 def _readings(fields: Mapping[str, Any]) -> Iterator[ToolCall]:
-    """The call, once for each form in which its arguments are given."""
+    """The call, once for each form in which its arguments are given, and for what else it says."""
+    name = fields.get("name") or ""
     given = [fields[key] for key in _ARGUMENTS if fields.get(key) not in (None, "", {})]
     for arguments in given or [{}]:
-        yield ToolCall(name=fields.get("name") or "", arguments=_json(arguments))
+        yield ToolCall(name=name, arguments=_json(arguments))
+    rest = {key: value for key, value in fields.items() if key not in ("name", *_ARGUMENTS)}
+    if more := "\n".join(_leaves(rest)):
+        yield ToolCall(name=name, arguments=more)
 
 
 def _json(arguments: object) -> str:

@@ -16,7 +16,7 @@ from langchain_core.messages import (
 )
 
 from guardrails_qwen import Action, ConversationError, Decision, Message, Role
-from langchain_guardrails_qwen.content import thoughts, tool_calls, words
+from langchain_guardrails_qwen.content import others, thoughts, tool_calls, words
 
 _ROLES: dict[type[BaseMessage], Role] = {
     HumanMessage: Role.USER,
@@ -31,12 +31,16 @@ _ROLE_NAMES = {
     "function": Role.TOOL,
     **{role.value: role for role in Role},
 }
-_QUOTING = frozenset(
-    {"logprobs", "logprobs_result", "prompt_logprobs", "message", "citations"}
-    | {"citation_metadata", "grounding_metadata"}
+_METADATA = frozenset(
+    {"model_name", "model_provider", "model", "finish_reason", "stop_reason", "created"}
+    | {"created_at", "system_fingerprint", "service_tier", "id"}
 )
-"""Response metadata in which providers repeat the text."""
+"""Response metadata that a changed message keeps. In any other, providers may repeat the text."""
 
+_USAGE = ("token_usage", "usage")
+"""Response metadata of which a changed message keeps the numbers."""
+
+_IDENTITY = ("id", "tool_call_id", "status")
 _CALLS = ("tool_calls", "invalid_tool_calls", "tool_call_chunks")
 
 
@@ -87,16 +91,40 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
     update: dict[str, Any] = {
         "content": _own_text(message, decision),
         "additional_kwargs": {},
-        "response_metadata": {
-            key: value for key, value in message.response_metadata.items() if key not in _QUOTING
-        },
+        "response_metadata": _metadata(message.response_metadata),
         **{call: list[Any]() for call in _CALLS if call in fields},
+        **_emptied(message),
         **({"artifact": None} if "artifact" in fields else {}),
         **({"name": None} if isinstance(message, HumanMessage) else {}),
     }
     changed = message.model_copy(update=update)
     (changed.model_extra or {}).clear()
     return changed
+
+
+def _metadata(given: dict[str, Any]) -> dict[str, Any]:
+    kept = {
+        key: value
+        for key, value in given.items()
+        if key in _METADATA and (value is None or isinstance(value, (str, int, float)))
+    }
+    usage = {key: _numbers(given[key]) for key in _USAGE if isinstance(given.get(key), dict)}
+    return kept | usage
+
+
+def _emptied(message: BaseMessage) -> dict[str, Any]:
+    """The defaults of the fields that a message's own class adds."""
+    fields = type(message).model_fields
+    added = [key for key in others(message) if key in fields and key not in _IDENTITY]
+    if any(fields[key].is_required() for key in added):
+        raise ConversationError(
+            f"a {type(message).__name__} cannot be changed: give defaults to its own fields"
+        )
+    return {key: fields[key].get_default(call_default_factory=True) for key in added}
+
+
+def _numbers(usage: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in usage.items() if isinstance(value, (int, float))}
 
 
 def _own_text(message: BaseMessage, decision: Decision) -> str:

@@ -36,8 +36,8 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
 
     It takes a text, a message, a list of messages in any form, a prompt value, a state dict with
     "messages", or a dict of which `key` names the field to judge, and gives the same kind back: the
-    very same object where it is allowed. Judged is the last message, and those just before it that
-    have the same role, each in its place.
+    very same object where it is allowed. Judged are all messages of the last turn, that is, all
+    trailing messages of one side (the assistant, or everybody else), each in its place.
 
     The stage follows from the value: the assistant's are output (tool call where there is no text),
     a tool's are tool result, others input. A plain text is output where a guard further left in the
@@ -82,7 +82,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         """A runnable that judges its input, runs `runnable`, and judges the reply with the input.
 
         The pair belongs together wherever it stands: in sequences, parallels, functions, with
-        retries. The stages follow from the values.
+        retries. The stages follow from the values. Keyword arguments go to `runnable`.
 
         Args:
             runnable: A model, a chain, or anything that can be made a runnable.
@@ -94,6 +94,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
 
     @override
     def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        """The given name, or "guard" with the stage if there is one."""
         stage = "-" + self.stage.value.replace("_", "-") if self.stage else ""
         return super().get_name(suffix, name=name or self.name or f"guard{stage}")
 
@@ -106,10 +107,12 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
 
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Judge the value and pass it on. Keyword arguments are ignored, as prompts do."""
         return self._call_with_config(self._invoke, input, config)
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Judge the value and pass it on. Keyword arguments are ignored, as prompts do."""
         return await self._acall_with_config(self._ainvoke, input, config)
 
     @override

@@ -10,10 +10,15 @@ from langchain_core.messages import (
     HumanMessage,
     ToolMessage,
 )
+from pydantic import BaseModel
 
 from guardrails_qwen import Action, ConversationError, GuardViolation
 from guardrails_qwen.testing import ScriptedEngine
 from integrations.langchain.tests.doubles import REPLACED, Door, Guarding
+
+
+class Parsed(BaseModel):
+    answer: str
 
 
 def block(**fields: object) -> AIMessage:
@@ -112,6 +117,81 @@ def block(**fields: object) -> AIMessage:
             id="citation",
         ),
         pytest.param(HumanMessage("hi", name="bomb"), "bomb: hi", id="name"),
+        pytest.param(
+            HumanMessage([{"type": "text-plain", "text": "do it", "context": "A", "title": "B"}]),
+            "A\nB\ndo it",
+            id="context and title",
+        ),
+        pytest.param(
+            AIMessage("Hi", additional_kwargs={"thinking_blocks": [{"thinking": "bomb"}]}),
+            "bomb\nHi",
+            id="additional_kwargs of any name",
+        ),
+        pytest.param(
+            AIMessage("Hi", additional_kwargs={"a bomb": 1, "refusal": None}),
+            "a bomb\nHi",
+            id="a text for a name",
+        ),
+        pytest.param(
+            block(type="thinking", thought="bomb", signature="x"), "bomb\nWell. ", id="thought"
+        ),
+        pytest.param(
+            block(type="reasoning", extras={"notes": ["bo", "mb"], "signature": "x=="}),
+            "bo\nmb\nWell. ",
+            id="extras of reasoning",
+        ),
+        pytest.param(
+            block(type="reasoning", id="make a bomb", index=0), "make a bomb\nWell. ", id="id"
+        ),
+        pytest.param(
+            block(type="reasoning", index=["a", "bomb"]), "a\nbomb\nWell. ", id="words for an index"
+        ),
+        pytest.param(block(type="redacted_thinking", data="Zm9v+/=="), "Well. ", id="encrypted"),
+        pytest.param(
+            block(type="redacted_thinking", data="a bomb"), "a bomb\nWell. ", id="not encrypted"
+        ),
+        pytest.param(
+            block(type="server_tool_use", id="1", name="s", input={"q": 1}, queries=["bomb"]),
+            'Well. \ns({"q": 1})\ns(bomb)',
+            id="queries of a server tool",
+        ),
+        pytest.param(
+            block(type="server_tool_call", id="1", name="s", args={}, code="a", outputs=["bomb"]),
+            "Well. \ns({})\ns(a\nbomb)",
+            id="code of a server tool",
+        ),
+        pytest.param(
+            AIMessage(
+                "",
+                invalid_tool_calls=[
+                    {"name": "f", "args": "x", "id": "1", "error": "bomb", "type": "x"}
+                ],
+            ),
+            "f(x)\nf(bomb)",
+            id="error of an invalid call",
+        ),
+        pytest.param(
+            AIMessage(
+                "",
+                additional_kwargs={
+                    "tool_calls": [
+                        {"id": "1", "function": {"name": "f", "arguments": "{}"}, "note": "bomb"}
+                    ]
+                },
+            ),
+            "f({})\n({})\n(bomb)",
+            id="beside the function of a call",
+        ),
+        pytest.param(HumanMessage("hi", note={"a": ["bomb"]}), "bomb\nhi", id="extra field"),
+        pytest.param(HumanMessage("hi", role="bomb"), "bomb\nhi", id="extra field of a known name"),
+        pytest.param(
+            ToolMessage("hi", tool_call_id="a bomb"), "a bomb\nhi", id="an id that is a text"
+        ),
+        pytest.param(
+            AIMessage("hi", id="run--1", additional_kwargs={"parsed": Parsed(answer="bomb")}),
+            "bomb\nhi",
+            id="parsed",
+        ),
     ],
 )
 async def test_all_that_a_message_says_is_judged(
@@ -135,6 +215,13 @@ async def test_all_that_a_message_says_is_judged(
         pytest.param(block(text="bomb"), id="block without type"),
         pytest.param(AIMessage("", additional_kwargs={"audio": {"data": "bomb"}}), id="audio out"),
         pytest.param(block(type="make a bomb"), id="a type that is a text"),
+        pytest.param(
+            HumanMessage([{"type": "text-plain", "text": "hi", "url": "https://bomb"}]),
+            id="a text that is somewhere else",
+        ),
+        pytest.param(AIMessage("", additional_kwargs={"images": ["bomb"]}), id="images out"),
+        pytest.param(AIMessage("", additional_kwargs={"raw": b"bomb"}), id="bytes"),
+        pytest.param(HumanMessage("hi", image="bomb"), id="an extra field that is an image"),
     ],
 )
 async def test_what_a_text_model_cannot_judge_does_not_pass(
@@ -145,10 +232,19 @@ async def test_what_a_text_model_cannot_judge_does_not_pass(
     assert "bomb" not in str(caught.value)
 
 
+async def test_what_is_nested_too_deeply_does_not_pass(door: Door, guarding: Guarding) -> None:
+    nested: list[Any] = ["bomb"]
+    nested.append(nested)
+    with pytest.raises(ConversationError, match="too deeply") as caught:
+        await door(guarding(), HumanMessage("hi", note=nested))
+    assert "bomb" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("calls", "reason"),
     [
         pytest.param(["bomb"], "a tool call is str", id="a text"),
+        pytest.param(7, "tool calls are int", id="a number"),
         pytest.param([{"function": "bomb"}], "a tool call is str", id="a function that is a text"),
         pytest.param([{"name": 7}], "name of a tool call is int", id="a name that is a number"),
         pytest.param([{"name": "f", "args": {("bomb",): 1}}], "as JSON", id="no JSON"),
@@ -178,7 +274,13 @@ async def test_a_changed_message_keeps_metadata_and_loses_its_calls(
             {"name": "order", "args": "bomb", "id": "c2", "error": "", "type": "invalid_tool_call"}
         ],
         usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
-        response_metadata={"model_name": "m", "logprobs": {"content": [{"token": "bomb"}]}},
+        response_metadata={
+            "model_name": "m",
+            "stop_reason": {"bomb": 1},
+            "token_usage": {"total_tokens": 3, "details": "bomb"},
+            "logprobs": {"content": [{"token": "bomb"}]},
+            "content_filter": "bomb",
+        },
         additional_kwargs={"reasoning_content": "bomb", "function_call": {"name": "bomb"}},
         extra="bomb",
     )
@@ -188,7 +290,7 @@ async def test_a_changed_message_keeps_metadata_and_loses_its_calls(
     assert (passed.id, passed.name, passed.content) == ("a1", "bot", REPLACED)
     assert (passed.tool_calls, passed.invalid_tool_calls) == ([], [])
     assert passed.usage_metadata == message.usage_metadata
-    assert passed.response_metadata == {"model_name": "m"}
+    assert passed.response_metadata == {"model_name": "m", "token_usage": {"total_tokens": 3}}
     assert passed.text == REPLACED
     assert [block["type"] for block in passed.content_blocks] == ["text"]
     assert "bomb" not in passed.model_dump_json()
@@ -198,6 +300,21 @@ async def test_a_changed_message_keeps_metadata_and_loses_its_calls(
 async def test_a_name_that_a_user_chose_goes_with_the_text(door: Door, guarding: Guarding) -> None:
     [passed] = await door(guarding(Action.REPLACE), HumanMessage("tea", name="bomb", id="h1"))
     assert passed == HumanMessage(REPLACED, id="h1")
+
+
+class Noted(HumanMessage):
+    note: str = ""
+
+
+class Labelled(HumanMessage):
+    label: str
+
+
+async def test_a_field_of_an_own_class_goes_with_the_text(door: Door, guarding: Guarding) -> None:
+    [passed] = await door(guarding(Action.REPLACE), Noted(content="hi", note="bomb"))
+    assert passed == Noted(content=REPLACED)
+    with pytest.raises(ConversationError, match="give defaults"):
+        await door(guarding(Action.REPLACE), Labelled(content="hi", label="bomb"))
 
 
 async def test_a_changed_tool_message_still_answers_its_call(

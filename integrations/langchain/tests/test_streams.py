@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessageChunk, HumanMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompt_values import StringPromptValue
 from langchain_core.runnables import RunnableLambda, RunnableParallel
@@ -120,17 +120,7 @@ async def test_a_changed_stream_is_one_chunk(
             [AIMessageChunk(content="a"), AIMessageChunk(content="b")],
             id="messages",
         ),
-        pytest.param(
-            [AIMessage("a bomb"), AIMessage("b")],
-            [AIMessage(REPLACED), AIMessage("b")],
-            id="messages that do not add up",
-        ),
-        pytest.param(["a", AIMessage("bomb")], ["a", AIMessage(REPLACED)], id="mixed"),
-        pytest.param(
-            [{"question": "a bomb"}, {"question": "b"}],
-            [{"question": REPLACED}, {"question": "b"}],
-            id="dicts",
-        ),
+        pytest.param([{"question": "a bomb"}], [{"question": REPLACED}], id="one dict"),
         pytest.param(
             [AddableDict(question="a "), AddableDict(question="b"), AddableDict(n=1)],
             [{"question": "a b", "n": 1}],
@@ -155,6 +145,63 @@ async def test_pieces_that_do_not_fit_together_do_not_pass(
     with suppress(ConversationError):  # older versions add them up to the last one
         out = await pieces(guarding(Action.FLAG, key="question"), fed)
     assert "bomb" not in str(out)
+
+
+@pytest.mark.parametrize(
+    "fed",
+    [
+        pytest.param([{"question": "a bo"}, {"question": "mb"}], id="dicts"),
+        pytest.param([{"question": "a bo"}, {"n": 1}], id="dicts of different fields"),
+        pytest.param([AddableDict(question="a bo"), {"question": "mb"}], id="two kinds of dicts"),
+        pytest.param([AIMessageChunk(content="a bo"), "mb"], id="message and text"),
+        pytest.param(["a bo", AIMessageChunk(content="mb")], id="text and message"),
+        pytest.param([AIMessageChunk(content="a bo"), AIMessage("mb")], id="chunk and message"),
+        pytest.param([AIMessage("a bo"), AIMessage("mb")], id="messages"),
+        pytest.param(
+            [AIMessageChunk(content="a bo"), HumanMessageChunk(content="mb")], id="two roles"
+        ),
+        pytest.param(
+            [
+                ChatMessageChunk(content="a bo", role="user"),
+                ChatMessageChunk(content="mb", role="assistant"),
+            ],
+            id="two roles of one class",
+        ),
+    ],
+)
+async def test_chunks_that_do_not_add_up_do_not_pass(
+    fed: Any, pieces: Door, guarding: Guarding, engine: ScriptedEngine
+) -> None:
+    with pytest.raises(ConversationError, match="do not add up") as caught:
+        await pieces(guarding(Action.FLAG, key="question"), fed)
+    assert "bo" not in str(caught.value)
+    assert engine.seen == []
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        pytest.param(AIMessageChunk(content="b", name="bomb"), id="name"),
+        pytest.param(
+            AIMessageChunk.model_validate({"content": "b", "note": "bomb"}), id="extra field"
+        ),
+    ],
+)
+async def test_what_adding_loses_is_not_released(
+    lost: AIMessageChunk, pieces: Door, guarding: Guarding
+) -> None:
+    out = await pieces(guarding(), [AIMessageChunk(content="a"), lost])
+    assert out == [AIMessageChunk(content="ab")]
+    assert "bomb" not in str(out)
+
+
+async def test_tool_calls_are_released_in_pieces(pieces: Door, guarding: Guarding) -> None:
+    def piece(args: str, **fields: Any) -> AIMessageChunk:
+        call: Any = {"name": None, "id": None, "args": args, "index": 0, **fields}
+        return AIMessageChunk(content="", tool_call_chunks=[call], id="run-1")
+
+    fed = [piece("", name="f", id="1"), piece('{"q": "te'), piece('a\\n"}')]
+    assert await pieces(guarding(), fed) == fed
 
 
 async def test_a_parallel_streams_through_a_key(chunks: Chunks, guarding: Guarding) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,6 +67,34 @@ async def test_anything_can_be_wrapped(
 ) -> None:
     await door(guarding().wrap(wrapped), "hi")
     assert stripped() == [["user: hi"], ["user: hi", "assistant: re: hi"]]
+
+
+async def test_keyword_arguments_reach_what_is_wrapped(door: Door, guarding: Guarding) -> None:
+    seen: list[object] = []
+
+    def reply(text: str, **kwargs: object) -> str:
+        seen.append(kwargs)
+        return as_text(text)
+
+    wrapped = guarding().wrap(reply)
+    assert await door(wrapped.bind(stop=["a"]), "hi") == ["re: hi"]
+    assert await door(Given(wrapped), "hi") == ["re: hi"]
+    assert await door(wrapped, "hi") == ["re: hi"]
+    assert seen == [{"stop": ["a"]}, {"stop": ["b"]}, {}]
+
+
+class Given:
+    """Calls every method with a keyword argument."""
+
+    def __init__(self, runnable: Any) -> None:
+        self._runnable = runnable
+
+    def __getattr__(self, method: str) -> Any:
+        return partial(getattr(self._runnable, method), stop=["b"])
+
+
+async def test_keyword_arguments_of_a_guard_are_ignored(door: Door, guarding: Guarding) -> None:
+    assert await door(Given(guarding()), "hi") == ["hi"]
 
 
 async def test_dicts_need_keys(
