@@ -40,7 +40,7 @@ class Passage:
     stage: Stage | None
     key: str | None
     prompt: Prompt
-    """What comes before the value's own messages."""
+    """What comes before the value's own messages, where an assistant begins them."""
 
     @classmethod
     def of(cls, value: Any, place: Place, stage: Stage | None, key: str | None) -> Passage:
@@ -62,7 +62,7 @@ class Passage:
             place=place,
             stage=stage,
             key=key,
-            prompt=(prompt or ()) if _is_reply(reading) else (),
+            prompt=(prompt or ()) if reading.messages[0].role is Role.ASSISTANT else (),
         )
 
     @property
@@ -82,8 +82,9 @@ class Passage:
         decisions = [_not_blocked(result) for result in results]
         unchanged = all(decision.allowed for decision in decisions)
         passed_on = self.value if unchanged else self.reading.put(decisions)
-        if self.stage not in _NO_PROMPTS and not _is_reply(self.reading):
-            remember(self.place, self._read_again(passed_on).messages)
+        asks = any(message.role is not Role.ASSISTANT for message in self.reading.messages)
+        if asks and self.stage not in _NO_PROMPTS:
+            remember(self.place, (*self.prompt, *self._read_again(passed_on).messages))
         return passed_on
 
     def _read_again(self, passed_on: Any) -> Reading:
@@ -144,8 +145,3 @@ def _not_blocked(result: Decision | GuardError) -> Decision:
     if result.action is Action.BLOCK:
         raise GuardViolation(result)
     return result
-
-
-def _is_reply(reading: Reading) -> bool:
-    """Whether an assistant speaks first: then the prompt is somewhere else."""
-    return reading.messages[0].role is Role.ASSISTANT

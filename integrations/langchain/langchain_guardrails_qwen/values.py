@@ -1,8 +1,9 @@
 """The values that travel through chains: reading them for a guard, and putting decisions back.
 
-A value is read as messages, of which the last ones are judged: the last, and those before it that
-have the same role, such as the results of parallel tool calls. A changed value is a new one of the
-same kind; none is changed in place. Pure.
+A value is read as messages, of which those of the last turn are judged: the last, and those before
+it of the same side, which is the assistant's or everybody else's. A model is asked about a turn as
+a whole, so a decision has to reach every message of it. A changed value is a new one of the same
+kind; none is changed in place. Pure.
 """
 
 from __future__ import annotations
@@ -73,9 +74,14 @@ def _read_list(elements: list[object]) -> Reading:
     if not elements:
         raise ConversationError("there is no message to judge in an empty list")
     messages = tuple(_numbered(index, element) for index, element in enumerate(elements))
-    last = messages[-1].role
-    judged = sum(1 for _ in takewhile(lambda message: message.role is last, reversed(messages)))
+    side = _is_assistants(messages[-1])
+    turn = takewhile(lambda message: _is_assistants(message) is side, reversed(messages))
+    judged = sum(1 for _ in turn)
     return Reading(messages=messages, judged=judged, put=partial(_list, elements))
+
+
+def _is_assistants(message: Message) -> bool:
+    return message.role is Role.ASSISTANT
 
 
 def _read_dict(fields: dict[str, object], key: str | None, speaker: Role) -> Reading:

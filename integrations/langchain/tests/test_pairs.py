@@ -358,3 +358,11 @@ async def test_a_run_id_that_cannot_be_kept_under_is_refused(
 ) -> None:
     with pytest.raises(TypeError, match="run_id of a config is str"):
         await door(guarding() | llm | guarding(), "hi", {"run_id": "abc"})
+
+
+async def test_a_greeting_does_not_hide_the_prompt(
+    door: Door, guarding: Guarding, llm: EchoModel, texts: Texts
+) -> None:
+    chain = guarding() | llm | StrOutputParser() | guarding()
+    out = await door(chain, [AIMessage("Hello!"), HumanMessage("q?")])
+    assert texts()[-1] == ["assistant: Hello!", "user: q?", f"assistant: {''.join(out)}"]

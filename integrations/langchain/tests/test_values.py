@@ -264,3 +264,29 @@ def test_the_constructor_takes_positions_and_keywords(guarding: Guarding) -> Non
     assert GuardRunnable(guard, Stage.INPUT, "question", "g") == GuardRunnable(
         guard=guard, stage=Stage.INPUT, key="question", name="g"
     )
+
+
+SANDWICH = [HumanMessage("bomb", id="h"), SystemMessage("Be polite.", id="s")]
+
+
+@pytest.mark.parametrize("action", [Action.REPLACE, Action.REDACT, Action.DROP])
+@pytest.mark.parametrize(
+    "turn",
+    [SANDWICH, [*SANDWICH, HumanMessage("hi")], SANDWICH[::-1]],
+    ids=["system last", "between", "system first"],
+)
+async def test_a_decision_reaches_every_message_of_the_last_turn(
+    action: Action, turn: list[Any], door: Door, guarding: Guarding
+) -> None:
+    """A model is asked about users' and system messages together, whichever comes last."""
+    [passed] = await door(guarding(action), turn)
+    assert "bomb" not in str(passed)
+
+
+async def test_what_a_tool_answers_does_not_hide_what_a_user_asks(
+    door: Door, guarding: Guarding
+) -> None:
+    answered = [HumanMessage("bomb"), ToolMessage("sunny", tool_call_id="c")]
+    with pytest.raises(GuardViolation) as caught:
+        await door(guarding(), answered)
+    assert caught.value.decision.stage is Stage.INPUT

@@ -164,6 +164,7 @@ async def test_guards_inside_and_outside(
     assert stripped() == [
         ["user: hi"],
         ["user: hi"],
+        ["system: Be kind."],
         ["system: Be kind.", "user: hi"],
         ["user: hi", "assistant: re: hi"],
         ["user: hi", "assistant: re: hi"],
@@ -183,6 +184,7 @@ async def test_in_a_parallel(
     assert asked == Counter(
         [
             ("user: hi",),
+            ("system: Be kind.",),
             ("system: Be kind.", "user: hi"),
             ("user: hi", "assistant: re: hi"),
             ("system: Be kind.", "user: hi", "assistant: re: hi"),
