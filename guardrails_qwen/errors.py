@@ -9,6 +9,7 @@ GuardError
 ├── CheckpointError      a model folder cannot be used
 └── EngineError          no judgement could be had
     ├── UnreadableVerdict  the model answered outside its documented format
+    ├── EngineOverloaded   too many requests wait for it already
     └── EngineClosed       the engine was closed before it was asked
 ```
 
@@ -92,6 +93,10 @@ class UnreadableVerdict(EngineError):
 
     def __reduce__(self) -> tuple[type[UnreadableVerdict], tuple[str, str]]:
         return type(self), (self.answer, self.reason)
+
+
+class EngineOverloaded(EngineError):
+    """Too many requests wait for an engine already; nothing of this one was judged."""
 
 
 class EngineClosed(EngineError):

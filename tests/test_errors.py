@@ -16,6 +16,7 @@ from guardrails_qwen import (
     Decision,
     EngineClosed,
     EngineError,
+    EngineOverloaded,
     GuardError,
     GuardViolation,
     PolicyError,
@@ -43,6 +44,7 @@ TREE: list[tuple[type[Exception], type[Exception]]] = [
     (EngineError, GuardError),
     (UnreadableVerdict, EngineError),
     (EngineClosed, EngineError),
+    (EngineOverloaded, EngineError),
 ]
 ERRORS = [
     GuardError("a"),
@@ -54,6 +56,7 @@ ERRORS = [
     EngineError("e"),
     UnreadableVerdict(SECRET, "why"),
     EngineClosed("f"),
+    EngineOverloaded("g"),
 ]
 
 

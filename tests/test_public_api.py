@@ -23,6 +23,7 @@ PUBLIC = {
     "Engine",
     "EngineClosed",
     "EngineError",
+    "EngineOverloaded",
     "Guard",
     "GuardError",
     "GuardViolation",
