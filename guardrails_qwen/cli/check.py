@@ -1,23 +1,18 @@
-"""The command line: judge a text and say what a policy does about it."""
+"""`guardrails-qwen check`: judge a text and say what a policy does about it."""
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import sys
-from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import guardrails_qwen
 from guardrails_qwen import (
-    CheckpointError,
     Conversation,
     ConversationError,
     Decision,
@@ -27,33 +22,9 @@ from guardrails_qwen import (
     PolicyError,
     Stage,
 )
-
-REAL_MODEL = "Qwen/Qwen3Guard-Gen-0.6B"
-
-
-class Exit(IntEnum):
-    """Exit statuses. Of several texts the worst counts."""
-
-    ALLOWED = 0
-    NOT_ALLOWED = 1
-    USAGE = 2
-    ENGINE_FAILURE = 3
+from guardrails_qwen.cli.exits import Exit, fail, warn_of_demonstration
 
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """Guardrails for LLM applications on the Qwen3Guard safety models."""
-    if version:
-        typer.echo(guardrails_qwen.__version__)
-        raise typer.Exit
-
-
-@app.command()
 def check(  # noqa: PLR0913, PLR0917
     text: Annotated[str, typer.Argument(help="What a user sent; - reads it from standard input.")],
     response: Annotated[
@@ -79,12 +50,12 @@ def check(  # noqa: PLR0913, PLR0917
         rules = _policy(policy)
         asked = [_conversation(one, response) for one in _texts(text, lines=lines)]
     except (PolicyError, ConversationError) as error:
-        _fail(errors, error, Exit.USAGE)
+        fail(errors, error, Exit.USAGE)
     try:
         guard = Guard.from_pretrained(model, rules)
         decisions = guard.check_many(asked, stage=stage)
     except (GuardError, ImportError) as error:
-        _fail(errors, error, Exit.ENGINE_FAILURE)
+        fail(errors, error, Exit.ENGINE_FAILURE)
     demonstration = bool(getattr(guard.engine, "demonstration", False))
     for decision in decisions:
         if as_json:
@@ -93,30 +64,8 @@ def check(  # noqa: PLR0913, PLR0917
         else:
             Console().print(_table(decision))
     if demonstration:
-        errors.print(
-            "[yellow]tiny is a demonstration and protects nobody.[/] The real model is one option "
-            f"away: [bold]--model {REAL_MODEL}[/]"
-        )
+        warn_of_demonstration(errors)
     raise typer.Exit(max(map(_status, decisions), default=Exit.ALLOWED))
-
-
-def main() -> None:
-    """The entry point `guardrails-qwen`."""
-    logging.getLogger("guardrails_qwen").addHandler(logging.NullHandler())  # it prints all itself
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        app()
-    except Exception as error:  # noqa: BLE001  a crash must not look like a decision
-        sys.stderr.write(f"error: {type(error).__name__}\n")
-        sys.exit(Exit.ENGINE_FAILURE)
-
-
-def _fail(console: Console, error: Exception, status: Exit) -> NoReturn:
-    label = "cannot load the model" if isinstance(error, CheckpointError) else "error"
-    console.print(f"{label}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(status)
 
 
 def _policy(name: str) -> Policy:
