@@ -10,13 +10,14 @@ leads nowhere. A benchmark then measures a real size, and its verdicts are still
 - Unused heads and channels end in zero columns of `o_proj` and `down_proj`; in an added layer both
   are zero, so that it passes on what it gets.
 - A padded token is random in the padded dimensions, where the final state is zero: its logit is
-  exactly 0. It never wins as long as the best of the real logits is positive, as it is for a model
-  that is at all sure; the tests look at it.
+  exactly 0. It would win only where the best of the real logits is negative; over 250 prompts and
+  replies that is never below 3.8 at any position, and 17 where the answer begins.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -34,6 +35,11 @@ BUNDLED = Path(guardrails_qwen.__file__).parent / "checkpoints" / "tiny-gen"
 
 _COPIED = ("tokenizer.json", "generation_config.json", "chat_template.jinja")
 
+_ORIGIN = "widened_from"
+
+HEAD_DIM = 128
+"""Of every head, in every size of Qwen3 and in the bundled checkpoint."""
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -49,6 +55,31 @@ class Shape:
     vocabulary: int
     tied: bool
     """Whether the output layer is the embedding."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Shape:
+        """The shape of the checkpoint in a folder."""
+        config = json.loads((folder / "config.json").read_text())
+        return cls(
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            intermediate=config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            tied=config["tie_word_embeddings"],
+        )
+
+    @property
+    def multiplied(self) -> int:
+        """Weights that every token is multiplied by: all but embedding and output layer."""
+        attention = self.hidden * HEAD_DIM * 2 * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def scoring(self) -> int:
+        """Weights of the output layer, which only the positions that are read need."""
+        return self.vocabulary * self.hidden
 
 
 SHAPES = {
@@ -99,30 +130,34 @@ def widen(
     Raises:
         ValueError: The shape has no room for the source.
     """
-    config = json.loads((source / "config.json").read_text())
-    small = _shape(config)
+    small = Shape.of(source)
     _require_room(small, shape)
     target.mkdir(parents=True, exist_ok=True)
-    stored = safetensors.torch.load_file(source / "model.safetensors")
+    library: Any = safetensors.torch  # its types are incomplete
+    stored: Tensors = library.load_file(source / "model.safetensors")
     weights = {name: tensor.float() for name, tensor in stored.items()}
     _write_shards(target, _Widening(weights, small, shape, dtype).shards(), shape.layers + 1)
     for name in _COPIED:
         shutil.copy(source / name, target / name)
     tokenizer = json.loads((source / "tokenizer_config.json").read_text())
     _write_json(target / "tokenizer_config.json", tokenizer | {"model_max_length": context})
+    config = json.loads((source / "config.json").read_text())
+    config[_ORIGIN] = digest(source)
     _write_json(target / "config.json", _config(config, small, shape, dtype, context))
 
 
-def _shape(config: dict[str, int]) -> Shape:
-    return Shape(
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        intermediate=config["intermediate_size"],
-        vocabulary=config["vocab_size"],
-        tied=bool(config["tie_word_embeddings"]),
-    )
+def kept(target: Path, shape: Shape, *, dtype: torch.dtype = torch.float32) -> Path:
+    """The bundled checkpoint in that shape, in a folder that is written only if it has to be."""
+    config = target / "config.json"
+    if not config.exists() or json.loads(config.read_text()).get(_ORIGIN) != digest(BUNDLED):
+        config.unlink(missing_ok=True)
+        widen(BUNDLED, target, shape, dtype=dtype)
+    return target
+
+
+def digest(source: Path) -> str:
+    """What tells one state of a checkpoint from another."""
+    return hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def _require_room(small: Shape, large: Shape) -> None:
@@ -173,13 +208,13 @@ class _Axis:
         return cls(large, torch.arange(small))
 
     @classmethod
-    def query_heads(cls, small: Shape, large: Shape, head_dim: int) -> _Axis:
+    def query_heads(cls, small: Shape, large: Shape) -> _Axis:
         """Every query head goes where it shares the key head that it shared before."""
         heads = torch.arange(small.heads)
         shared = small.heads // small.kv_heads
         places = heads // shared * (large.heads // large.kv_heads) + heads % shared
-        used = places[:, None] * head_dim + torch.arange(head_dim)
-        return cls(large.heads * head_dim, used.flatten())
+        used = places[:, None] * HEAD_DIM + torch.arange(HEAD_DIM)
+        return cls(large.heads * HEAD_DIM, used.flatten())
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +236,6 @@ class _Widening:
         self.dtype = dtype
         self.scale = math.sqrt(small.hidden / large.hidden)
         self.random = torch.Generator().manual_seed(0)
-        self.head_dim = weights["model.layers.0.self_attn.q_norm.weight"].shape[0]
 
     def shards(self) -> Iterator[Tensors]:
         """The embedding and what belongs to it, then one layer after the other."""
@@ -239,11 +273,11 @@ class _Widening:
         }
 
     def _projections(self) -> dict[str, _Projection]:
-        small, large, dim = self.small, self.large, self.head_dim
+        small, large, dim = self.small, self.large, HEAD_DIM
         residual = _Axis.first(small.hidden, large.hidden)
         channels = _Axis.first(small.intermediate, large.intermediate)
         keys = _Axis.first(small.kv_heads * dim, large.kv_heads * dim)
-        queries = _Axis.query_heads(small, large, dim)
+        queries = _Axis.query_heads(small, large)
         return {
             "self_attn.q_proj": _Projection(residual, queries, scale=self.scale),
             "self_attn.k_proj": _Projection(residual, keys, scale=self.scale),
