@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ _BEFORE, _AFTER, _GREY = "#c2571a", "#1f5fa8", "#8a8f98"
 def write_plot(report: Report, path: str | Path) -> None:
     """Draw what was forecast against what happened, one panel a field, before and after.
 
-    A point is a bin, as large as it is full; below it stands how many rows it holds. A field
-    without labelled rows has no panel.
+    A point is a bin, as large as it is full, with Wilson's 95 % interval; below it stands how many
+    rows it holds. A field without labelled rows has no panel.
 
     Raises:
         ImportError: matplotlib is not installed: `pip install 'guardrails-qwen[calibration]'`.
@@ -27,7 +27,7 @@ def write_plot(report: Report, path: str | Path) -> None:
 
     drawn = [field for field in report.fields if field.before]
     width = max(1, len(drawn))
-    figure: Any = Figure(figsize=(1.2 + 4.2 * width, 6.4), layout="constrained", facecolor="white")
+    figure: Any = Figure(figsize=(1.0 + 4.4 * width, 6.4), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(
         2, width, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [4, 1]}
@@ -64,21 +64,31 @@ def _reliability(axes: Any, field: FieldReport) -> None:
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--", zorder=1)
     for name, measures, colour in _curves(field):
         found = measures.bins
-        axes.plot(_means(found), [b.observed for b in found], color=colour, linewidth=1, alpha=0.6)
-        axes.scatter(
-            _means(found),
-            [b.observed for b in found],
-            s=[12 + 240 * b.count / field.rows for b in found],
+        predicted, observed = [b.predicted for b in found], [b.observed for b in found]
+        axes.errorbar(
+            predicted,
+            observed,
+            yerr=[*zip(*map(_spread, found), strict=True)],
             color=colour,
-            alpha=0.75,
-            linewidth=0,
-            label=f"{name}, ECE {measures.ece:.3f}",
-            zorder=3,
+            linewidth=1,
+            elinewidth=0.8,
+            alpha=0.45,
         )
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03), aspect="equal")
+        sizes = [14 + 200 * b.count / field.rows for b in found]
+        axes.scatter(predicted, observed, s=sizes, color=colour, linewidth=0, zorder=3)
+        axes.scatter([], [], s=40, color=colour, label=f"{name}: ECE {measures.ece:.3f}")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
     axes.set_title(f"{field.name}: P({field.event})", fontsize=9)
-    axes.legend(loc="upper left", fontsize=8, frameon=False, markerscale=0.7)
+    axes.legend(loc="upper left", fontsize=8, framealpha=0.9, edgecolor="none")
     _bare(axes)
+
+
+def _spread(found: Bin) -> tuple[float, float]:
+    """How far Wilson's 95 % interval reaches below and above what was observed."""
+    z, n, p = 1.96, found.count, found.observed
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, p - middle + half), max(0.0, middle + half - p)
 
 
 def _counts(axes: Any, field: FieldReport) -> None:
@@ -105,10 +115,6 @@ def _caption(field: FieldReport) -> str:
 def _curves(field: FieldReport) -> list[tuple[str, Measures, str]]:
     curves = [("before", field.before, _BEFORE), ("after, held out", field.after, _AFTER)]
     return [(name, measures, colour) for name, measures, colour in curves if measures]
-
-
-def _means(found: Sequence[Bin]) -> list[float]:
-    return [b.predicted for b in found]
 
 
 def _bare(axes: Any) -> None:
