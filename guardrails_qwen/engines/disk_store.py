@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def _seal(key: str, body: str) -> str:
 def _own_folder(folder: Path) -> Path:
     """The folder, made for this user alone where there is none."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_mode & 0o002:
+    if os.name == "posix" and folder.stat().st_mode & 0o002:
         raise PermissionError(
             f"everybody may write to {folder}, and so forge verdicts: "
             "name a folder of your own, or take that right away with chmod o-w"

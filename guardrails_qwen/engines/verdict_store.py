@@ -40,7 +40,7 @@ class MemoryStore:
     """Verdicts of this process; the least recently used goes first.
 
     Args:
-        max_entries: How many are kept; one with all scores takes about 2 kB.
+        max_entries: How many are kept; one with all scores takes about 1.5 kB.
         ttl: How long one is valid after it was put, in seconds; None is without end.
         clock: A clock that never goes back, in seconds.
     """
