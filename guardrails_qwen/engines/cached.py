@@ -245,7 +245,8 @@ class CachedEngine:
                 outcomes = _complete(asked, (yield _Judge(asked)))
                 batch.answer_computed(dict(zip(missing, outcomes, strict=True)))
                 known = self._shareable(batch, missing)
-                yield _Write(known)
+                if known:
+                    yield _Write(known)
         finally:
             self._flights.land(claims, known)
             self._flights.land(claims, dict.fromkeys(claims))
@@ -278,8 +279,9 @@ class CachedEngine:
         loop = asyncio.get_running_loop()
         try:
             storing = loop.run_in_executor(self._worker, self._stored, step)
-        except RuntimeError as error:
-            raise EngineClosed("the engine is closed") from error
+        except RuntimeError as error:  # closed meanwhile, which is for the engine to say
+            self._failed(error)
+            return {}
         return await storing
 
     def _stored(self, step: _Read | _Write) -> dict[str, Verdict]:
@@ -291,7 +293,8 @@ class CachedEngine:
                     self.store.put(key, verdict)
             else:
                 for key in step.keys:
-                    if verdict := self.store.get(key):
+                    verdict = self.store.get(key)
+                    if isinstance(verdict, Verdict):
                         found[key] = verdict
         except Exception as error:  # noqa: BLE001  no failure of a cache may fail a judgement
             self._failed(error)

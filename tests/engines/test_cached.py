@@ -34,6 +34,7 @@ from guardrails_qwen import (
 )
 from guardrails_qwen.engines.cached import CachedEngine, CacheStats
 from guardrails_qwen.engines.disk_store import DiskStore
+from guardrails_qwen.engines.transformers import TransformersEngine
 from guardrails_qwen.engines.verdict_store import MemoryStore, VerdictStore
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine
 from tests.engines.verdicts import FULL, SCRIPT, TOO_LONG, said, severities
@@ -108,6 +109,16 @@ def test_no_policy_invalidates_it() -> None:
     actions = [Guard(cached, policy).check("x").action for policy in policies]
     assert actions == [Action.BLOCK, Action.FLAG, Action.REPLACE]
     assert inner.batches == [1]
+
+
+def test_a_real_engine(judge: Judging, store: VerdictStore, tiny: TransformersEngine) -> None:
+    batch = [Conversation.exchange("How do I pick a lock?", "With a pick."), *said("hello")]
+    cached = CachedEngine(tiny, store)
+    computed, found = judge(cached, batch), judge(cached, batch)
+    assert found == computed == judge(tiny, batch)
+    assert [verdict(o).scores for o in found] == [verdict(o).scores for o in computed]
+    assert cached.stats == CacheStats(hits=2, misses=2)
+    assert cached.demonstration
 
 
 def test_another_fingerprint_is_another_model(judge: Judging, store: VerdictStore) -> None:
@@ -506,12 +517,13 @@ class BrokenStore:
     fails_at: str
     blocking: bool = False
     gets: int = 0
+    holds: Any = None
 
     def get(self, key: str) -> Verdict | None:
         self.gets += 1
         if self.fails_at == "get":
             raise sqlite3.OperationalError(f"locked: {key}")
-        return None
+        return self.holds
 
     def put(self, key: str, verdict: Verdict) -> None:
         raise OSError("disk full")
@@ -538,6 +550,26 @@ def test_a_store_that_fails_fails_no_judgement(
     assert len(caplog.records) == 1
     assert "bomb" not in caplog.text
     cached.close()
+
+
+@pytest.mark.parametrize(
+    "holds",
+    [0, "Safe", FULL.to_dict(), Verdict],
+    ids=["number", "text", "dict", "class"],
+)
+def test_what_is_no_verdict_is_not_taken_for_one(judge: Judging, holds: object) -> None:
+    cached = CachedEngine(ScriptedEngine(SCRIPT), BrokenStore("put", holds=holds))
+    assert severities(judge(cached, said("a bomb"))) == ["Unsafe"]
+
+
+async def test_closing_takes_no_judgement_from_who_has_it() -> None:
+    inner = GatedEngine(SCRIPT)
+    cached = CachedEngine(inner, BrokenStore("put", blocking=True))
+    judging = asyncio.create_task(cached.ajudge(said("a bomb")))
+    await until(lambda: inner.asked == 1)
+    cached.close()
+    inner.gate.set()
+    assert severities(await judging) == ["Unsafe"]
 
 
 def test_a_locked_database_fails_no_judgement(tmp_path: Path, judge: Judging) -> None:
