@@ -347,6 +347,13 @@ def test_a_temperature_at_the_bound_is_said_to_be() -> None:
     assert "bound" in report.fields[0].notes[0]
 
 
+def test_a_rare_label_is_doubted() -> None:
+    scores = Scores(severity=by_severity(0.8, 0.1, 0.1))
+    rows = [LabelledRow(conversation=Conversation.of(str(i)), unsafe=i < 3) for i in range(60)]
+    _, report = fit(an_engine({str(i): scores for i in range(60)}), rows)
+    assert "only 3 rows of the rarer kind" in report.fields[0].notes[0]
+
+
 def test_rows_that_cannot_be_judged_are_counted() -> None:
     fine = Verdict(severity=Severity.SAFE, scores=Scores(severity=by_severity(0.5, 0.25, 0.25)))
     engine = ScriptedEngine(

@@ -24,6 +24,8 @@ from guardrails_qwen.verdict import Category, Scores, Severity, Verdict
 FOLDS = 5
 ENOUGH_ROWS = 50
 """With fewer a field keeps temperature 1."""
+FEW = 25
+"""With fewer rows where the event happened, or did not, the report warns."""
 LOWEST, HIGHEST = 0.05, 20.0
 """Temperatures are looked for between these."""
 
@@ -83,7 +85,7 @@ def fit(
         causes = ", ".join(f"{name}: {count}" for name, count in failed.items())
         raise EngineError(f"none of {len(rows)} rows was judged with probabilities ({causes})")
     reports = (
-        _fit_field("severity", f"{positive.label} or worse", _severities(judged, positive)),
+        _fit_field("severity", _event(positive), _severities(judged, positive)),
         _fit_field("category", "the likeliest category, or none, is right", _categories(judged)),
         _fit_field("refusal", "the assistant refused", _refusals(judged)),
     )
@@ -104,6 +106,10 @@ def fit(
         fingerprint=engine.fingerprint,
     )
     return calibration, report
+
+
+def _event(positive: Severity) -> str:
+    return positive.label if positive is max(Severity) else f"{positive.label} or worse"
 
 
 _Judged = Sequence[tuple[LabelledRow, Scores]]
@@ -199,15 +205,21 @@ def _fitted(
     forecasts = [example.forecast(unseen[example.fold]) for example in examples]
     likelihoods = [example.likelihood(unseen[example.fold]) for example in examples]
     temperature = _temperature(examples)
-    at_bound = temperature in {LOWEST, HIGHEST}
-    note = f"the temperature is at the bound of {LOWEST:g} … {HIGHEST:g}: do not trust it"
     return replace(
         report,
         temperature=temperature,
         after=measure(forecasts, likelihoods),
         change=change_in_ece(plain, forecasts),
-        notes=(note,) if at_bound else (),
+        notes=tuple(_doubts(report, temperature)),
     )
+
+
+def _doubts(report: FieldReport, temperature: float) -> Iterator[str]:
+    if temperature in {LOWEST, HIGHEST}:
+        yield f"the temperature is at the bound of {LOWEST:g} … {HIGHEST:g}: do not trust it"
+    rarer = min(report.positives, report.rows - report.positives)
+    if rarer < FEW:
+        yield f"only {rarer} rows of the rarer kind: label more of them before relying on it"
 
 
 def _temperature(examples: Sequence[_Example]) -> float:

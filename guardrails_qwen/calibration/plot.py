@@ -77,9 +77,9 @@ def _reliability(axes: Any, field: FieldReport) -> None:
         sizes = [14 + 200 * b.count / field.rows for b in found]
         axes.scatter(predicted, observed, s=sizes, color=colour, linewidth=0, zorder=3)
         axes.scatter([], [], s=40, color=colour, label=f"{name}: ECE {measures.ece:.3f}")
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.03))
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.19), yticks=[i / 5 for i in range(6)])
     axes.set_title(f"{field.name}: P({field.event})", fontsize=9)
-    axes.legend(loc="upper left", fontsize=8, framealpha=0.9, edgecolor="none")
+    axes.legend(loc="upper left", fontsize=8, frameon=False)
     _bare(axes)
 
 
