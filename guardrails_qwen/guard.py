@@ -14,7 +14,7 @@ from guardrails_qwen.decision import Decision
 from guardrails_qwen.engines.base import Engine, Outcome
 from guardrails_qwen.errors import ConversationError, EngineError, GuardError, GuardViolation
 from guardrails_qwen.policy import Policy
-from guardrails_qwen.redaction import redacted, sentences
+from guardrails_qwen.redaction import redacted, suspects
 from guardrails_qwen.rules import Action, Stage
 from guardrails_qwen.verdict import Span, Verdict
 
@@ -225,8 +225,11 @@ class Guard:
         return max(decisions, key=lambda decision: decision.action)
 
     def _redact(self, pairs: Sequence[tuple[Conversation, Decision]]) -> _Redaction:
-        """Take out the sentences that offend alone, then judge what is left."""
-        spans = [_affordable(conversation) for conversation, _ in pairs]
+        """Take out the sentences that offend alone, then judge what is left.
+
+        Where the verdict tells where the harm is, the other sentences are not looked at.
+        """
+        spans = [_affordable(conversation, decision.verdict) for conversation, decision in pairs]
         outcomes = yield [
             conversation.with_last_text(conversation.last.text[span.start : span.end])
             for (conversation, _), found in zip(pairs, spans, strict=True)
@@ -336,16 +339,16 @@ _REDACTION_CHARACTERS = 50_000
 """What judging a text's sentences may cost, history included; beyond it the text is replaced."""
 
 
-def _affordable(conversation: Conversation) -> list[Span]:
-    """The sentences of the last message, or none where judging each would cost too much.
+def _affordable(conversation: Conversation, verdict: Verdict | None) -> list[Span]:
+    """The suspect sentences of the last message, or none where judging each would cost too much.
 
     Every sentence is judged behind the whole history, which is also what an attacker could use to
     keep an engine busy.
     """
-    text = conversation.last.text
-    found = sentences(text)
+    found = suspects(conversation.last.text, verdict.spans if verdict else ())
     history = sum(len(message.text) for message in conversation.messages[:-1])
-    return found if len(text) + len(found) * history <= _REDACTION_CHARACTERS else []
+    cost = sum(span.end - span.start + history for span in found)
+    return found if cost <= _REDACTION_CHARACTERS else []
 
 
 def _finished(

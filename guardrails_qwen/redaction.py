@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
-from typing import cast
+from collections.abc import Sequence
 
-import sentencex  # pyright: ignore[reportMissingTypeStubs]
-
+from guardrails_qwen.sentences import sentences
 from guardrails_qwen.verdict import Category, Span
 
-_segment = cast("Callable[[str, str], Iterable[str]]", sentencex.segment)  # pyright: ignore
-_LINE = re.compile(r"[^\r\n]+")
-_WHITE = re.compile(r"\s")
-_WINDOW = 2000
-"""Characters handed to the segmenter at once: its time grows with the square of them."""
 
-
-def sentences(text: str) -> list[Span]:
-    """The sentences of a text, without the white space around them.
-
-    They cover everything that is not white space. A line break ends a sentence; within a line the
-    sentence boundaries are those of the `sentencex` library, Chinese and Japanese stops included.
-    A sentence of more than 2,000 characters may be cut.
-    """
-    return [span for line in _LINE.finditer(text) for span in _stripped(line.group(), line.start())]
+def suspects(text: str, spans: Sequence[Span]) -> list[Span]:
+    """The sentences that the spans touch, in order; all of them where there are no spans."""
+    if not spans:
+        return list(sentences(text))
+    touched, found = iter(sorted(spans, key=lambda span: span.start)), list[Span]()
+    reach, span = 0, next(touched, None)
+    for sentence in sentences(text):
+        while span and span.start < sentence.end:
+            reach, span = max(reach, span.end), next(touched, None)
+        if sentence.start < reach:
+            found.append(sentence)
+    return found
 
 
 def redacted(text: str, offending: Sequence[Span], marker: str) -> tuple[str, tuple[Span, ...]]:
@@ -41,31 +35,6 @@ def redacted(text: str, offending: Sequence[Span], marker: str) -> tuple[str, tu
         kept += [text[position : span.start], _filled(marker, labels)]
         position = span.end
     return "".join([*kept, text[position:]]), tuple(spans)
-
-
-def _stripped(line: str, offset: int) -> Iterable[Span]:
-    begin = 0
-    for end in accumulate(_lengths(line)):
-        part, begin = line[begin:end], end
-        stripped = part.strip()
-        start = offset + end - len(part.lstrip())
-        if stripped:
-            yield Span(start=start, end=start + len(stripped))
-
-
-def _lengths(line: str) -> Iterable[int]:
-    """The lengths of a line's sentences, in order; white space counts to the one before it."""
-    plain = _WHITE.sub(" ", line)  # the segmenter crashes on some other white space
-    position = 0
-    while position < len(plain):
-        window = plain[position : position + _WINDOW]
-        parts = [str(part) for part in _segment("en", window)]
-        if "".join(parts) != window:  # never lose a character to a segmenter
-            parts = [window]
-        if position + len(window) < len(plain) and len(parts) > 1:
-            parts.pop()  # it may go on behind the window
-        yield from map(len, parts)
-        position += sum(map(len, parts))
 
 
 def _merged(text: str, spans: Sequence[Span]) -> list[Span]:

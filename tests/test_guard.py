@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -332,6 +333,38 @@ def test_a_batch_of_redactions_takes_three_requests(doors: Doors) -> None:
         "[removed: Violent]",
     ]
     assert doors.enforce(Guard(engine, REDACT), texts[0]) == "[removed: Violent] Tea."
+
+
+def test_where_the_verdict_has_spans_other_sentences_are_not_judged(doors: Doors) -> None:
+    text = "Tea. A bomb. Cake. Another bomb. Milk."
+    spans = (Span(start=19, end=32), Span(start=0, end=12))
+
+    def judge(conversation: Conversation) -> Verdict:
+        said = conversation.last.text
+        return replace(HARM, spans=spans if said == text else ()) if "bomb" in said else SAFE
+
+    engine = ScriptedEngine(judge)
+    decision = doors.check(Guard(engine, REDACT), text)
+    assert decision.text == "Tea. [removed: Violent] Cake. [removed: Violent] Milk."
+    assert [seen.last.text for seen in engine.seen[1:-1]] == ["Tea.", "A bomb.", "Another bomb."]
+
+
+def test_spans_that_miss_the_harm_do_not_let_it_pass(doors: Doors) -> None:
+    verdict = replace(HARM, spans=(Span(start=0, end=4),))
+    decision = doors.check(Guard(ScriptedEngine({"bomb": verdict}), REDACT), "Tea. A bomb.")
+    assert replaced(decision)
+
+
+def test_what_is_suspect_in_a_long_text_is_affordable(doors: Doors) -> None:
+    harmless = "Tea is nice. " * 10_000
+    text = f"{harmless}A bomb. {harmless}"
+    span = Span(start=len(harmless), end=len(harmless) + 7)
+
+    def judge(conversation: Conversation) -> Verdict:
+        return replace(HARM, spans=(span,)) if "bomb" in conversation.last.text else SAFE
+
+    decision = doors.check(Guard(ScriptedEngine(judge), REDACT), text)
+    assert decision.text == text.replace("A bomb.", "[removed: Violent]")
 
 
 def replaced(decision: Decision) -> bool:

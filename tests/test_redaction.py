@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guardrails_qwen import Category, Span
-from guardrails_qwen.redaction import redacted, sentences
+from guardrails_qwen.redaction import redacted, suspects
+from guardrails_qwen.sentences import middle, sentences
 
 CASES = [
     pytest.param("", [], id="nothing"),
@@ -20,6 +21,9 @@ CASES = [
     pytest.param("  One.  Two.  ", ["One.", "Two."], id="white space around"),
     pytest.param("one\ntwo\r\nthree", ["one", "two", "three"], id="lines"),
     pytest.param("你好。再见！", ["你好。", "再见！"], id="Chinese"),
+    pytest.param("行こう？はい。", ["行こう？", "はい。"], id="Japanese"),
+    pytest.param("यह एक है। यह दो है।", ["यह एक है।", "यह दो है।"], id="Hindi"),
+    pytest.param("ไปไหนมา? ไปตลาด", ["ไปไหนมา?", "ไปตลาด"], id="Thai"),
     pytest.param("Dr. Smith left. He ran.", ["Dr. Smith left.", "He ran."], id="an abbreviation"),
     pytest.param("It costs 3.50 now. Buy!", ["It costs 3.50 now.", "Buy!"], id="a number"),
 ]
@@ -34,7 +38,7 @@ def test_sentences(text: str, found: list[str]) -> None:
 @given(st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"])))
 @example("！\x85\x85\u200d\t！.D\x85.\u2028\x85\x00文D\x85")
 def test_sentences_cover_everything_but_white_space_in_order(text: str) -> None:
-    spans = sentences(text)
+    spans = list(sentences(text))
     kept = "".join(text[span.start : span.end] for span in spans)
     assert "".join(kept.split()) == "".join(text.split())
     assert all(a.end <= b.start for a, b in pairwise(spans))
@@ -47,9 +51,52 @@ def test_sentences_cover_everything_but_white_space_in_order(text: str) -> None:
 def test_a_megabyte_of_anything_is_split_in_time(text: str) -> None:
     started = time.process_time()
     long = text * (1_000_000 // len(text))
-    spans = sentences(long)
+    spans = list(sentences(long))
     assert sum(span.end - span.start for span in spans) <= len(long)
     assert time.process_time() - started < 20
+
+
+def test_spaces_end_thai_sentences_that_are_long() -> None:
+    text = " ".join(["วันนี้อากาศดีมากผมไปตลาด"] * 50)
+    found = [text[span.start : span.end] for span in sentences(text)]
+    assert " ".join(found) == text
+    assert all(120 <= len(sentence) < 150 for sentence in found[:-1])
+
+
+MIDDLES = [
+    pytest.param("one two, three four", "one two, ", id="a clause"),
+    pytest.param("one two three four", "one two ", id="white space"),
+    pytest.param("onetwothreefour", "onetwot", id="nothing"),
+    pytest.param("ab\u0301\u0301\u0301b", "ab\u0301\u0301\u0301", id="combining characters"),
+    pytest.param("ab", "a", id="two characters"),
+]
+
+
+@pytest.mark.parametrize(("text", "first"), MIDDLES)
+def test_the_middle_is_where_a_cut_hurts_least(text: str, first: str) -> None:
+    assert text[: middle(text)] == first
+
+
+@given(st.text(st.sampled_from(ODD), min_size=2))
+def test_the_middle_is_inside(text: str) -> None:
+    assert 0 < middle(text) < len(text)
+
+
+SUSPECTS = [
+    pytest.param([], ["One.", "Two.", "Three.", "Four."], id="no span: all"),
+    pytest.param([(6, 7)], ["Two."], id="inside a sentence"),
+    pytest.param([(5, 9), (17, 22)], ["Two.", "Four."], id="two spans"),
+    pytest.param([(3, 6)], ["One.", "Two."], id="across two"),
+    pytest.param([(10, 16), (0, 22)], ["One.", "Two.", "Three.", "Four."], id="nested"),
+    pytest.param([(4, 5)], [], id="between sentences"),
+]
+
+
+@pytest.mark.parametrize(("spans", "found"), SUSPECTS)
+def test_suspects(spans: list[tuple[int, int]], found: list[str]) -> None:
+    text = "One. Two. Three. Four."
+    touched = suspects(text, [Span(start=start, end=end) for start, end in spans])
+    assert [text[span.start : span.end] for span in touched] == found
 
 
 def test_a_stop_far_behind_does_not_move_sentences() -> None:
@@ -94,7 +141,7 @@ def test_a_marker_is_a_text_and_no_format() -> None:
 
 @given(st.text(st.sampled_from(ODD), max_size=60), st.sets(st.integers(0, 9)))
 def test_what_is_taken_out_is_gone_and_the_rest_is_there(text: str, chosen: set[int]) -> None:
-    spans = sentences(text)
+    spans = list(sentences(text))
     offending = [span for index, span in enumerate(spans) if index in chosen]
     result, taken = redacted(text, offending, "\ue000")
     position, kept = 0, list[str]()

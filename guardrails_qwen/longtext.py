@@ -1,0 +1,248 @@
+"""A long text as windows that a model judges one by one, and their verdicts as one. Pure.
+
+The last turn, which is what is judged, is cut at sentence boundaries into windows that overlap.
+Nothing of it is left out: messages of one side are one turn, and names and tool calls belong to it.
+Earlier turns are context, and each window is judged with the latest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from guardrails_qwen.conversation import Conversation, Message, Role
+from guardrails_qwen.cutting import Measure, Ruler, Unit, alone, excerpt, runs, units_of
+from guardrails_qwen.dialects import qwen3guard
+from guardrails_qwen.engines.base import Outcome
+from guardrails_qwen.errors import EngineError, GuardError, UnreadableVerdict
+from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """How a long text is cut. Lengths are in tokens of the model that judges."""
+
+    tokens: int = 512
+    """Most text in a window; a turn that is no longer than this is not cut."""
+    overlap: int = 64
+    """What two neighbours share, at least, in whole sentences, where these take no more than half a
+    window and leave room for the next."""
+    history: int = 1024
+    """Most text of earlier turns that a turn is judged with. The windows of a turn that was cut get
+    no more than `tokens` of it, so that it doubles the cost at most."""
+    sentences: bool = True
+    """Whether each sentence of a turn that was cut is judged alone as well, so that none can hide
+    among harmless ones."""
+    limit: int = 100_000
+    """Most text of one judged turn; beyond it the outcome is `TextTooLong`, and no model runs."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < _LEAST:
+            raise ValueError(f"tokens is {self.tokens}: a window has {_LEAST} at least")
+        if not 0 <= self.overlap <= self.tokens // 2:
+            raise ValueError(f"overlap is {self.overlap}: use 0 to half of tokens ({self.tokens})")
+        if self.history < 0:
+            raise ValueError(f"history is {self.history}: use 0 for none")
+        if self.limit < self.tokens:
+            raise ValueError(f"limit is {self.limit}: use at least one window ({self.tokens})")
+
+    def within(self, room: int) -> Windows:
+        """The same, made so small that a window and its history have no more than `room` tokens.
+
+        Raises:
+            ValueError: There is no room for any window.
+        """
+        tokens = min(self.tokens, room)
+        history = min(self.history, room - tokens)
+        overlap = min(self.overlap, tokens // 2)
+        return replace(self, tokens=tokens, history=history, overlap=overlap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A part of a conversation that is judged by itself."""
+
+    conversation: Conversation
+    span: Span | None = None
+    """Where its text is in that of the last message; None where it holds nothing of it, or where
+    the turn was not cut."""
+
+
+def windows(conversation: Conversation, measure: Measure, settings: Windows) -> list[Window]:
+    """The windows to judge for one conversation; at least one, and itself if it fits.
+
+    All that is not white space in the judged turn is in a window. Time grows linearly with the
+    text, and text beyond the limit is not even measured.
+
+    Raises:
+        TextTooLong: The judged turn has more tokens than the limit.
+    """
+    *earlier, last = [list(group) for _, group in groupby(conversation.messages, key=_side)]
+    ruler, turn = Ruler(measure), _text(last)
+    if ruler.count(turn, settings.tokens) <= settings.tokens:
+        kept = Conversation((*_context(earlier, ruler, settings.history), *last))
+        return [Window(conversation=conversation if kept == conversation else kept)]
+    units = units_of(turn, ruler, longest=settings.tokens, limit=settings.limit)
+    cuts = _cuts(turn, units, settings)
+    context = _context(earlier, ruler, min(settings.history, settings.tokens))
+    return [_window(context, conversation.last, turn, cut) for cut in cuts]
+
+
+def merged(found: Sequence[Window], outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome for a conversation from those of its windows.
+
+    Of a single window it is that window's. Otherwise an error of any window is an error of the
+    whole. The severity is the worst, categories are those of all windows that are not safe, scores
+    are upper bounds (the highest of all windows), tokens add up. A reply counts as refused where
+    its beginning refuses, and every window that is not safe does. `spans` are the windows that are
+    not safe, the worst first.
+    """
+    if len(found) != len(outcomes) or not found:
+        raise ValueError(f"{len(outcomes)} outcomes for {len(found)} windows")
+    if len(found) == 1:
+        return outcomes[0]
+    verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
+    if len(verdicts) < len(outcomes):
+        errors = [outcome for outcome in outcomes if isinstance(outcome, GuardError)]
+        return _failure(errors, harmful=any(verdict.severity for verdict in verdicts))
+    harmful = [verdict for verdict in verdicts if verdict.severity]
+    spoken = [verdicts[0], *harmful]
+    return replace(
+        verdicts[0],
+        severity=max(verdict.severity for verdict in verdicts),
+        categories=frozenset[Category]().union(*(verdict.categories for verdict in harmful)),
+        refusal=_all([verdict.refusal for verdict in spoken]),
+        scores=_scores(verdicts, spoken),
+        spans=_spans(found, verdicts),
+        tokens=sum(verdict.tokens or 0 for verdict in verdicts),
+    )
+
+
+_LEAST = 16
+"""Tokens of the smallest window; any one character is smaller."""
+_TURN = 8
+"""Tokens that a template spends on a turn, about; so empty turns use up a budget as well."""
+
+
+def _side(message: Message) -> bool:
+    return message.role is Role.ASSISTANT
+
+
+def _text(group: Sequence[Message]) -> str:
+    """A turn as the model reads it."""
+    return qwen3guard.turns(Conversation(tuple(group)))[-1][1]
+
+
+def _cuts(turn: str, units: Sequence[Unit], settings: Windows) -> list[Span]:
+    """The windows as stretches of the turn, without those that hold nothing but white space."""
+    overlapping = runs(units, most=settings.tokens, overlap=settings.overlap)
+    single = alone(units) if settings.sentences else ()
+    pairs = dict.fromkeys([*overlapping, *single])
+    cuts = [Span(start=units[first].start, end=units[end - 1].end) for first, end in pairs]
+    filled = [cut for cut in cuts if turn[cut.start : cut.end].strip()]
+    _require_covered(turn, filled)
+    return filled or cuts[:1]
+
+
+def _require_covered(turn: str, cuts: Sequence[Span]) -> None:
+    """Raise where a character is in no window, whatever the code above comes to be."""
+    position = 0
+    for cut in [*sorted(cuts, key=lambda cut: cut.start), Span(start=len(turn), end=len(turn))]:
+        if turn[position : cut.start].strip():
+            raise GuardError("a part of the text is in no window: it would go unjudged")
+        position = max(position, cut.end)
+
+
+def _window(context: Sequence[Message], last: Message, turn: str, cut: Span) -> Window:
+    text = turn[cut.start : cut.end]
+    start = cut.start + len(text) - len(text.lstrip())
+    text = text.strip()
+    offset = len(turn) - len(last.judged_text) + (len(last.name) + 2 if last.name else 0)
+    begin, end = max(start, offset), min(start + len(text), offset + len(last.text))
+    return Window(
+        conversation=Conversation((*context, Message(role=last.role, text=text))),
+        span=Span(start=begin - offset, end=end - offset) if begin < end else None,
+    )
+
+
+def _context(earlier: Sequence[list[Message]], ruler: Ruler, budget: int) -> list[Message]:
+    """The latest turns that have no more than `budget` tokens; if need be a part of the last."""
+    kept = list[Message]()
+    left = budget - _TURN
+    for group in reversed(earlier):
+        text = _text(group)
+        tokens = ruler.count(text, left) if left > 0 else budget + 1
+        if tokens > left:
+            return kept or _abridged(group[-1].role, text, ruler, left)
+        kept[:0] = group
+        left -= tokens + _TURN
+    return kept
+
+
+def _abridged(role: Role, text: str, ruler: Ruler, budget: int) -> list[Message]:
+    """The beginning and the end of a turn, cut at sentence boundaries where it can be."""
+    if budget < 2:
+        return []
+    head = excerpt(text, ruler, budget // 2)
+    tail = excerpt(text[len(head) :], ruler, budget // 2, tail=True)
+    return [Message(role=role, text=f"{head.strip()} … {tail.strip()}")]
+
+
+def _failure(errors: Sequence[GuardError], *, harmful: bool) -> GuardError:
+    """The error of the whole: never one that a policy waves through if harm is known or likely.
+
+    A policy may let a text pass whose engine was not available, but its author chose what is not
+    readable, and a window that is not safe is a fact.
+    """
+    chosen = [error for error in errors if not _unavailable(error)]
+    if chosen or not harmful:
+        return [*chosen, *errors][0]
+    failure = GuardError("a part of the text is not safe and another could not be judged")
+    failure.__cause__ = errors[0]
+    return failure
+
+
+def _unavailable(error: GuardError) -> bool:
+    return isinstance(error, EngineError) and not isinstance(error, UnreadableVerdict)
+
+
+def _all(refusals: Sequence[bool | None]) -> bool | None:
+    known = [refusal for refusal in refusals if refusal is not None]
+    return all(known) if len(known) == len(refusals) else None
+
+
+def _scores(verdicts: Sequence[Verdict], spoken: Sequence[Verdict]) -> Scores | None:
+    """The highest probabilities of all windows, so that a threshold on them errs towards firing."""
+    if all(verdict.scores is None for verdict in verdicts):
+        return None
+    worst = {level: max(v.probability(level) for v in verdicts) for level in Severity}
+    unsafe = min(1.0, worst[Severity.UNSAFE])
+    harmful = min(1.0, max(unsafe, worst[Severity.CONTROVERSIAL]))
+    severity = {
+        Severity.SAFE: 1 - harmful,
+        Severity.CONTROVERSIAL: harmful - unsafe,
+        Severity.UNSAFE: unsafe,
+    }
+    named = {
+        category: max(v.probability(Severity.SAFE, category) for v in verdicts)
+        for category in Category
+    }
+    refusals = [verdict.scores.refusal if verdict.scores else None for verdict in spoken]
+    refused = [p for p in refusals if p is not None]
+    return Scores(
+        severity=severity,
+        category=named if any(v.scores and v.scores.category for v in verdicts) else {},
+        refusal=min(refused) if len(refused) == len(refusals) else None,
+    )
+
+
+def _spans(found: Sequence[Window], verdicts: Sequence[Verdict]) -> tuple[Span, ...]:
+    """Where the windows are that are not safe; the one that made the verdict is the first."""
+    placed = [
+        (verdict, window.span)
+        for window, verdict in zip(found, verdicts, strict=True)
+        if verdict.severity and window.span
+    ]
+    placed.sort(key=lambda item: (-item[0].severity, -item[0].probability(item[0].severity)))
+    return tuple(replace(span, categories=verdict.categories) for verdict, span in placed)
