@@ -278,6 +278,24 @@ def test_where_callers_meet_they_wait_until_the_budget_is_full(
     assert held.named[-1] == "a b"
 
 
+def test_one_who_gave_up_fills_no_budget(held: HeldPasses, pool: ThreadPoolExecutor) -> None:
+    shared = batcher(held, wait=FOREVER, budget=3)
+    share(held, shared, pool)
+
+    async def callers() -> list[list[Outcome]]:
+        gives_up = asyncio.create_task(shared.ajudge([Piece("a", size=2)]))
+        await asyncio.sleep(0)
+        gives_up.cancel()
+        await asyncio.wait([gives_up])
+        asked = [asyncio.create_task(shared.ajudge([Piece("b")]))]
+        await asyncio.sleep(0)
+        asked.append(asyncio.create_task(shared.ajudge([Piece("c", size=2)])))
+        return await asyncio.gather(*asked)
+
+    assert [names(outcomes) for outcomes in asyncio.run(callers())] == ["b", "c"]
+    assert held.named[-1] == "b c"
+
+
 def test_nobody_waits_longer_than_asked_for(
     ask: Ask, held: HeldPasses, pool: ThreadPoolExecutor
 ) -> None:
@@ -497,8 +515,9 @@ def test_a_wrong_number_of_outcomes_is_an_error_and_never_a_shifted_verdict(
     assert str(outcomes[0]) == "the engine returned 0 outcomes for 1 items"
 
 
+@pytest.mark.parametrize("budget", [2, 3], ids=["half a request runs", "all of one runs"])
 def test_when_the_worker_ends_nobody_waits_forever(
-    ask: Ask, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+    ask: Ask, budget: int, pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun, go = threading.Event(), threading.Event()
 
@@ -507,11 +526,11 @@ def test_when_the_worker_ends_nobody_waits_forever(
         go.wait()
         raise SystemExit
 
-    shared = batcher(run, budget=2)
+    shared = batcher(run, budget=budget)
     asked = [pool.submit(ask, shared, pieces("a b c"))]
     begun.wait()
     asked += [pool.submit(ask, shared, pieces(name)) for name in ("d", "e")]
-    until(lambda: shared.waiting == 3)
+    until(lambda: shared.waiting == 5 - budget)
     go.set()
     errors = [each.exception() for each in asked]
     with pytest.raises(EngineError) as later:
