@@ -43,10 +43,10 @@ HARMFUL = {
 }
 LANGUAGES = ["en", "zh"]
 SETTINGS = [
-    Windows(tokens=tokens, overlap=overlap, limit=1_000_000)
+    Windows(tokens=tokens, overlap=overlap, sentences=False)
     for tokens in (64, 128, 256, 512, 1024)
     for overlap in (1, tokens // 4)
-] + [Windows(tokens=tokens, sentences=True, limit=1_000_000) for tokens in (256, 512)]
+] + [Windows(tokens=tokens, overlap=64, sentences=True) for tokens in (256, 512)]
 
 
 @dataclass(frozen=True)
