@@ -65,8 +65,14 @@ class Haystack:
         """The text with one needle at a depth of 0 … 1, and where the needle is."""
         place = self.places[int(depth * len(self.places))]
         needle = self.needles[index % len(self.needles)]
-        text = f"{self.text[:place]}\n{needle}\n{self.text[place:].lstrip()}"
+        before, after = self.text[:place], self.text[place:].lstrip()
+        text = f"{before}{_gap(before)}{needle}{_gap(needle)}{after}"
         return text, place + 1, place + 1 + len(needle)
+
+
+def _gap(text: str) -> str:
+    """What parts a sentence from the next: a space behind a stop, else a line break."""
+    return " " if text[-1] in ".!?。！？" else "\n"
 
 
 @dataclass
