@@ -41,10 +41,13 @@ class Ruler:
 
     measure: Measure
 
+    def fits(self, text: str, most: int) -> bool:
+        """Whether it has no more than `most` tokens."""
+        short = len(text) <= most and len(text.encode()) <= most  # a token has a byte at least
+        return short or self.count(text, most) <= most
+
     def count(self, text: str, most: int) -> int:
         """Its length in tokens; beyond `most`, anything more than that."""
-        if len(text) <= most and len(text.encode()) <= most:
-            return len(text)  # a token has a byte at least
         total = 0
         for start in range(0, len(text), _SLICE):
             total += sum(self.measure([text[start : start + _SLICE]]))

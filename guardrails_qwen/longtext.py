@@ -73,14 +73,14 @@ def windows(conversation: Conversation, measure: Measure, settings: Windows) -> 
     """The windows to judge for one conversation; at least one, and itself if it fits.
 
     All that is not white space in the judged turn is in a window. Time grows linearly with the
-    text, and text beyond the limit is not even measured.
+    text, and far beyond the limit nothing is even measured.
 
     Raises:
         TextTooLong: The judged turn has more tokens than the limit.
     """
     *earlier, last = [list(group) for _, group in groupby(conversation.messages, key=_side)]
     ruler, turn = Ruler(measure), _text(last)
-    if ruler.count(turn, settings.tokens) <= settings.tokens:
+    if ruler.fits(turn, settings.tokens):
         kept = Conversation((*_context(earlier, ruler, settings.history), *last))
         return [Window(conversation=conversation if kept == conversation else kept)]
     units = units_of(turn, ruler, longest=settings.tokens, limit=settings.limit)

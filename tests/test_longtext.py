@@ -198,16 +198,17 @@ def test_spans_are_those_of_the_last_text(conversation: Conversation, settings: 
         assert all(i in held for i, character in enumerate(text) if not character.isspace())
 
 
-@given(conversations, sizes)
-def test_cost_is_bounded(conversation: Conversation, settings: Windows) -> None:
-    found = windows(conversation, characters, settings)
-    turn = turns(conversation)[-1][1]
+@given(conversations, sizes, st.sampled_from([characters, bytes_of]))
+def test_cost_is_bounded(conversation: Conversation, settings: Windows, measure: Measure) -> None:
+    found = windows(conversation, measure, settings)
+    [length] = measure([turns(conversation)[-1][1]])
     if len(found) > 1 and not settings.sentences:
-        assert all(len(text) <= settings.tokens for text in said(found))
-        assert sum(map(len, said(found))) <= 4 * len(turn) + settings.tokens
+        sizes = measure(said(found))
+        assert all(size <= settings.tokens for size in sizes)
+        assert sum(sizes) <= 4 * length + settings.tokens
     for window in found:
-        context = "".join(text for _, text in turns(window.conversation)[:-1])
-        assert len(context) <= settings.history
+        context = [text for _, text in turns(window.conversation)[:-1]]
+        assert sum(measure(context)) <= settings.history
 
 
 NAMED = Message(
