@@ -48,6 +48,9 @@ SETTINGS = [
     for overlap in (1, tokens // 4)
 ] + [Windows(tokens=tokens, overlap=64, sentences=True) for tokens in (256, 512)]
 
+UNCUT = Windows(tokens=1_200, overlap=0, history=0)
+"""Of the engine, which is handed windows that are cut already."""
+
 
 @dataclass(frozen=True)
 class Haystack:
@@ -219,7 +222,9 @@ def price(judge: Judge, stacks: Sequence[Haystack], settings: Windows) -> Price:
 
 def load(folder: Path) -> Judge:
     """The engine on the CPU, and its tokenizer."""
-    engine = TransformersEngine.from_pretrained(folder, device="cpu", dtype="float32")
+    engine = TransformersEngine.from_pretrained(
+        folder, device="cpu", dtype="float32", windows=UNCUT
+    )
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def encode(texts: list[str]) -> Iterable[int]:
