@@ -39,15 +39,21 @@ def main() -> None:
     options = _options()
     options.folder.mkdir(exist_ok=True)
     machine = _machine(options)
-    studies = [_study(name, options) for name in options.shapes.split(",")]
+    studies = list[Study]()
+    for name in options.shapes.split(","):
+        studies.append(_study(name, options))
+        _write(studies, machine, options.folder)
+    print((options.folder / "results.md").read_text(encoding="utf-8"))
+
+
+def _write(studies: list[Study], machine: dict[str, Any], folder: Path) -> None:
+    """All that there is so far, so that an interrupted run leaves what it has."""
     transformers = (reply.get("transformers") for s in studies for reply in s.loaded.values())
     machine["transformers"] = next(filter(None, transformers), "unknown")
-    text = markdown(studies, machine)
-    print(text)
-    (options.folder / "results.md").write_text(text, encoding="utf-8")
+    (folder / "results.md").write_text(markdown(studies, machine), encoding="utf-8")
     raw = {"machine": machine, "studies": [_raw(study) for study in studies]}
-    (options.folder / "results.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-    plot(studies, options.folder / "results.png")
+    (folder / "results.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    plot(studies, folder / "results.png")
 
 
 def _options() -> argparse.Namespace:
@@ -56,8 +62,9 @@ def _options() -> argparse.Namespace:
     add("--quick", action="store_true", help="the bundled checkpoint only, one round of each")
     add("--shapes", help=f"some of {SMALL}, {', '.join(SHAPES)}, with commas")
     add("--contenders", help="some of those in the tables, with commas; all by default")
+    add("--only", default="", help="workloads whose name contains this")
     add("--rounds", type=int, help="for every workload")
-    add("--budget", type=float, default=240, help="seconds for one contender in one round")
+    add("--budget", type=float, default=300, help="seconds for one contender in one round")
     add("--document", type=int, help="length of the long text, in tokens; by default 20,000")
     add("--agreement", type=int, help="how many real prompts; by default 1,000, or 100 if large")
     add("--data", type=Path, default=ROOT.parent / "shared" / "data", help="where these are")
@@ -96,11 +103,13 @@ def _study(name: str, options: argparse.Namespace) -> Study:
         study.load(found, **threads, logs=options.folder / "logs")
         study.warm_up(planned[0].conversations, planned[1].conversations)
         for workload in planned:
-            study.measure(workload, lengths(workload.conversations))
+            if options.only in workload.name:
+                study.measure(workload, lengths(workload.conversations))
         prompts = real_prompts(options.data, _prompts(options, study))
         if prompts:
             study.compare(prompts, lengths(prompts))
-        study.count_overhead(OURS, {work.name: work.conversations for work in planned[:4]})
+        if not study.large:  # where it is too little to be seen
+            study.count_overhead(OURS, {work.name: work.conversations for work in planned[:4]})
     finally:
         study.close()
     return study

@@ -6,6 +6,7 @@ import json
 import queue
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class Worker:
                 cwd=_ROOT,
             )
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def ask(self, question: dict[str, Any], timeout: float) -> Reply:
         """Send a question and wait for the answer, at most `timeout` seconds."""
@@ -73,6 +75,11 @@ class Worker:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._listener.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
