@@ -5,7 +5,7 @@ GuardError
 ├── GuardViolation       the policy blocked a text: the guard works as it should
 ├── PolicyError          a policy, in code or in a file, is wrong              (ValueError)
 ├── ConversationError    what was handed in cannot be judged as it is          (ValueError)
-│   └── TextTooLong      more tokens than the model's context holds
+│   └── TextTooLong      more tokens than are judged
 ├── CheckpointError      a model folder cannot be used
 └── EngineError          no judgement could be had
     ├── UnreadableVerdict  the model answered outside its documented format
@@ -52,17 +52,18 @@ class ConversationError(GuardError, ValueError):
 
 
 class TextTooLong(ConversationError):
-    """A conversation has more tokens than the model's context holds. Nothing was truncated.
+    """A text has more tokens than may be judged. Nothing was truncated.
 
     Args:
-        tokens: Length of the rendered prompt and the answer, in tokens.
-        limit: The context of the model, in tokens.
+        tokens: Its length in tokens, as far as it was measured.
+        limit: The most that is judged: what the model's context holds, or the limit of the windows
+            that a long text is cut into.
     """
 
     def __init__(self, tokens: int, limit: int) -> None:
         super().__init__(
-            f"the conversation takes {tokens} tokens and the model's context holds {limit}: "
-            "shorten it, or split it and judge the parts"
+            f"the text takes {tokens} tokens or more, and no more than {limit} are judged: shorten "
+            "it, or split it and judge the parts"
         )
         self.tokens = tokens
         self.limit = limit

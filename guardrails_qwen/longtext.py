@@ -29,12 +29,13 @@ class Windows:
     """What two neighbours share, at least, in whole sentences, where these take no more than half a
     window and leave room for the next."""
     history: int = 1024
-    """Most text of earlier turns that a turn is judged with. The windows of a turn that was cut get
-    no more than `tokens` of it, so that it doubles the cost at most."""
+    """Most text of earlier turns that a turn is judged with, besides what it leaves of its own
+    window. The windows of a turn that was cut get no more than `tokens` of it, so that it doubles
+    the cost at most, and no less than a quarter of a window, which takes from their own text."""
     sentences: bool = True
     """Whether each sentence of a turn that was cut is judged alone as well, so that none can hide
     among harmless ones."""
-    limit: int = 100_000
+    limit: int = 32_768
     """Most text of one judged turn; beyond it the outcome is `TextTooLong`, and no model runs."""
 
     def __post_init__(self) -> None:
@@ -81,11 +82,15 @@ def windows(conversation: Conversation, measure: Measure, settings: Windows) -> 
     *earlier, last = [list(group) for _, group in groupby(conversation.messages, key=_side)]
     ruler, turn = Ruler(measure), _text(last)
     if ruler.fits(turn, settings.tokens):
-        kept = Conversation((*_context(earlier, ruler, settings.history), *last))
+        kept = Conversation((*_context(earlier, ruler, _left(turn, ruler, settings)), *last))
         return [Window(conversation=conversation if kept == conversation else kept)]
+    shared = min(max(settings.history, settings.tokens // 4), settings.tokens)
+    context = _context(earlier, ruler, shared)
+    room = settings.tokens + settings.history - shared
+    if context and shared > settings.history:
+        settings = settings.within(max(room, _LEAST))
     units = units_of(turn, ruler, longest=settings.tokens, limit=settings.limit)
     cuts = _cuts(turn, units, settings)
-    context = _context(earlier, ruler, min(settings.history, settings.tokens))
     return [_window(context, conversation.last, turn, cut) for cut in cuts]
 
 
@@ -164,6 +169,12 @@ def _window(context: Sequence[Message], last: Message, turn: str, cut: Span) -> 
         conversation=Conversation((*context, Message(role=last.role, text=text))),
         span=Span(start=begin - offset, end=end - offset) if begin < end else None,
     )
+
+
+def _left(turn: str, ruler: Ruler, settings: Windows) -> int:
+    """Tokens for earlier turns beside a turn that fits a window."""
+    own = ruler.count(turn, settings.tokens)
+    return settings.history + settings.tokens - min(settings.tokens, own)
 
 
 def _context(earlier: Sequence[list[Message]], ruler: Ruler, budget: int) -> list[Message]:

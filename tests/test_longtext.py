@@ -206,9 +206,9 @@ def test_cost_is_bounded(conversation: Conversation, settings: Windows, measure:
         sizes = measure(said(found))
         assert all(size <= settings.tokens for size in sizes)
         assert sum(sizes) <= 4 * length + settings.tokens
+    most = settings.tokens + settings.history
     for window in found:
-        context = [text for _, text in turns(window.conversation)[:-1]]
-        assert sum(measure(context)) <= settings.history
+        assert sum(measure([text for _, text in turns(window.conversation)])) <= most
 
 
 NAMED = Message(
@@ -242,7 +242,7 @@ SHORT = ("user", "Hi there.")
 HISTORY = [
     pytest.param([SHORT, ("assistant", "Yes?"), SHORT], 40, 3, id="all of it fits"),
     pytest.param([("user", "x" * 99), ("assistant", "Yes?"), SHORT], 40, 2, id="the latest"),
-    pytest.param([("user", "x" * 99), ("assistant", "y" * 99), SHORT], 0, 1, id="none wanted"),
+    pytest.param([SHORT, ("assistant", "Yes?"), ("user", "x" * 20)], 0, 1, id="no room"),
 ]
 
 
@@ -265,7 +265,7 @@ def test_a_long_prompt_before_a_reply_keeps_its_beginning_and_its_end() -> None:
     prompt = f"It begins. {'And goes on. ' * 100}It ends."
     [window] = windows(Conversation.exchange(prompt, "No."), characters, SMALL)
     asked, reply = window.conversation.messages
-    assert asked.text == "It begins. … It ends."
+    assert asked.text == "It begins. And goes on. … And goes on. It ends."
     assert reply.text == "No."
 
 

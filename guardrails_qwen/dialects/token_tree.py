@@ -8,7 +8,7 @@ refusal. Nothing here knows a token id: all of them come from the tokenizer that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Answer = tuple[str, ...]
@@ -27,6 +27,8 @@ class Node:
     children: dict[int, Node] = field(default_factory=dict[int, "Node"])
     answers: set[Answer] = field(default_factory=set[Answer])
     """The answers that begin with the path to this node."""
+    heads: frozenset[Answer] = frozenset()
+    """The first fields of these, as far as the first pass tells answers apart."""
 
     def path(self) -> list[Node]:
         """The nodes from the first token to this one."""
@@ -60,29 +62,29 @@ class TokenTree:
                 child = Node(token=token, parent=node, depth=node.depth + 1)
                 node = node.children.setdefault(token, child)
                 node.answers.add(answer)
+        for node in _walk(self.root):
+            node.heads = frozenset(answer[:resolve] for answer in node.answers)
         self.nodes = [node for node in _walk(self.root) if self._undecided(node)]
         """Tokens of the first pass; a parent always comes before its children."""
         self.longest = max(map(len, answers.values()))
         """Tokens of the longest answer, the end of the turn included."""
         self.reads = [self.root, *(node for node in self.nodes if len(node.children) > 1)]
         """Where the first pass needs logits: the end of the prompt, and every fork."""
-
-    def remainder(self, answer: Answer) -> list[Node]:
-        """The tokens of a second pass, which decides what the first left open behind `answer`.
+        self.remainders = {head: self._remainder(head) for head in sorted(self.root.heads)}
+        """By first fields, the tokens of a second pass, which decides what the first left open.
 
         They follow the last first-pass node on the path; logits are needed behind the last of them.
         """
-        below = [node for node in _walk(self.root) if self._heads(node) == {answer}]
-        return [node for node in below if len(node.answers) > 1 and not self._undecided(node)]
+        self.forks = sorted({token for node in _walk(self.root) for token in _choices(node)})
+        """Every token that some logits are needed of."""
 
     def distribution(self, logits: Mapping[Node, Logits]) -> dict[Answer, float]:
         """P(first `resolve` fields), over the documented answers only, from logits at `reads`."""
         probabilities = dict[Answer, float]()
 
         def visit(node: Node, p: float) -> None:
-            heads = self._heads(node)
-            if len(heads) == 1:
-                head = next(iter(heads))
+            if len(node.heads) == 1:
+                [head] = node.heads
                 probabilities[head] = probabilities.get(head, 0.0) + p
                 return
             for child, share in shares(node, logits).items():
@@ -98,13 +100,13 @@ class TokenTree:
             node = max(shares(node, logits).items(), key=lambda item: item[1])[0]
         return node
 
-    def _heads(self, node: Node) -> set[Answer]:
-        return {answer[: self.resolve] for answer in node.answers}
+    def _remainder(self, head: Answer) -> list[Node]:
+        below = [node for node in _walk(self.root) if node.heads == frozenset({head})]
+        return [node for node in below if len(node.answers) > 1 and not self._undecided(node)]
 
     def _undecided(self, node: Node) -> bool:
-        heads = self._heads(node)
-        whole = heads == {self.expected} and len(node.answers) > 1
-        return node is not self.root and (len(heads) > 1 or whole)
+        whole = node.heads == frozenset({self.expected}) and len(node.answers) > 1
+        return node is not self.root and (len(node.heads) > 1 or whole)
 
 
 def shares(node: Node, logits: Mapping[Node, Logits]) -> dict[Node, float]:
@@ -135,3 +137,7 @@ def _walk(node: Node) -> Iterator[Node]:
     yield node
     for child in node.children.values():
         yield from _walk(child)
+
+
+def _choices(node: Node) -> Iterable[int]:
+    return node.children if len(node.children) > 1 or node.parent is None else ()

@@ -42,8 +42,8 @@ class Batching:
     """Seconds that a request waits at most for others to join; 0 to 3,600. A lone caller, behind
     whom no other came last time, never waits."""
     capacity: int = 4096
-    """Conversations that may wait at once; a request that finds none waiting may have any number.
-    What goes beyond raises `EngineOverloaded`."""
+    """Conversations that may wait at once; what goes beyond raises `EngineOverloaded`. A request
+    that finds none waiting may have any number, and counts as half the capacity if it has more."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.wait) and 0 <= self.wait <= 3600):
@@ -97,6 +97,7 @@ class Batcher(Generic[Item]):
         self._queue = _Queue[Item]()
         self._worker: threading.Thread | None = None
         self._shared = False
+        self._free = 0.0
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.waiting} waiting"
@@ -178,6 +179,8 @@ class Batcher(Generic[Item]):
             raise EngineClosed("the engine is closed")
         waiting, capacity = self._queue.waiting, self._settings.capacity
         if waiting and waiting + new > capacity:
+            waiting -= self._queue.beyond(capacity)  # a bulk keeps nobody out
+        if waiting and waiting + new > capacity:
             raise EngineOverloaded(
                 f"{waiting} conversations wait for {self._name}, and with {new} more they would "
                 f"pass the capacity of {capacity}: retry later, raise it, or add an engine"
@@ -213,6 +216,7 @@ class Batcher(Generic[Item]):
         with self._changed:
             if self._worker is not threading.current_thread():
                 return []
+            self._free = time.monotonic()
             self._changed.wait_for(lambda: self._queue.requests or self._closed, _IDLE)
             self._linger()
             batch = self._queue.take(self._budget)
@@ -222,9 +226,12 @@ class Batcher(Generic[Item]):
             return batch
 
     def _linger(self) -> None:
-        """Wait for others to join, where the last batch shows that there are others."""
+        """Wait for others to join, where the last batch shows that there are others.
+
+        They get their answers at once and ask again at once: so the time counts from then.
+        """
         if self._shared and 0 < self._queue.load < self._budget:
-            until = self._queue.oldest + self._settings.wait
+            until = max(self._queue.oldest, self._free) + self._settings.wait
             self._changed.wait_for(
                 lambda: self._queue.load >= self._budget or self._closed,
                 until - time.monotonic(),
@@ -301,6 +308,12 @@ class _Queue(Generic[Item]):
     def oldest(self) -> float:
         """When the request arrived that has waited longest."""
         return min(request.arrived for request in self._turns)
+
+    def beyond(self, capacity: int) -> int:
+        """Items of requests larger than the capacity that are more than half of it."""
+        bulks = (request for request in self._turns if len(request.items) > capacity)
+        most = (capacity + 1) // 2
+        return sum(max(0, len(bulk.items) - bulk.started - most) for bulk in bulks)
 
     def enter(self, request: _Request[Item]) -> None:
         self._turns[request] = None

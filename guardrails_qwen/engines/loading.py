@@ -23,6 +23,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from guardrails_qwen.dialects.qwen3guard import GuardTemplate
+from guardrails_qwen.engines.decoder import Decoder, unsupported
+from guardrails_qwen.engines.matmul import Precision
 from guardrails_qwen.engines.tokenization import PromptEncoder
 from guardrails_qwen.errors import CheckpointError
 
@@ -53,7 +55,7 @@ class Checkpoint:
 
     name: str
     fingerprint: str
-    model: Qwen3ForCausalLM
+    decoder: Decoder
     encoder: PromptEncoder
     template: GuardTemplate
     end: int
@@ -80,11 +82,12 @@ def load(
         _require_qwen3guard_gen(config)
         tokenizer = cast("_Tokenizer", _from_pretrained(AutoTokenizer, source, **options))
         chosen = _device(device)
+        precision = Precision.of(dtype, chosen)
         network, info = _from_pretrained(
             AutoModelForCausalLM,
             source,
             config=config,
-            dtype=_dtype(dtype, chosen),
+            dtype=precision.dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
             **options,
@@ -97,8 +100,8 @@ def load(
         _require_same_prompt(tokenizer, template, encoder, context)
         return Checkpoint(
             name=Path(source).name if Path(source).is_dir() else str(model),
-            fingerprint=_fingerprint(network, tokenizer),
-            model=network.eval().requires_grad_(requires_grad=False).to(chosen),
+            fingerprint=_fingerprint(network, tokenizer, precision),
+            decoder=Decoder(network.to(chosen), precision),
             encoder=encoder,
             template=template,
             end=_end(tokenizer),
@@ -146,6 +149,9 @@ def _require_qwen3guard_gen(config: PreTrainedConfig) -> None:
             f"this is a {config.model_type} checkpoint ({', '.join(architectures) or 'unnamed'}): "
             "this engine takes Qwen3Guard-Gen (qwen3, Qwen3ForCausalLM)"
         )
+    unknown = unsupported(config)
+    if unknown:
+        raise CheckpointError(f"the model has {unknown}, which Qwen3Guard-Gen does not")
 
 
 def _require_all_weights(info: dict[str, Any]) -> None:
@@ -209,7 +215,7 @@ def _backend(tokenizer: _Tokenizer) -> str:
     return str(tokenizer.backend_tokenizer.to_str())
 
 
-def _fingerprint(model: Qwen3ForCausalLM, tokenizer: _Tokenizer) -> str:
+def _fingerprint(model: Qwen3ForCausalLM, tokenizer: _Tokenizer, precision: Precision) -> str:
     """A digest of configuration, template, tokenizer, precision and every weight."""
     digest = hashlib.sha256()
     config = {
@@ -221,7 +227,7 @@ def _fingerprint(model: Qwen3ForCausalLM, tokenizer: _Tokenizer) -> str:
         config,
         tokenizer.chat_template,
         _backend(tokenizer),
-        str(model.dtype),
+        precision.value,
     ]
     digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -236,18 +242,6 @@ def _device(device: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA, float32 elsewhere, unless told otherwise."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    chosen = getattr(torch, dtype, None)
-    if not isinstance(chosen, torch.dtype):
-        raise CheckpointError(f"unknown dtype {dtype!r}: use auto, float32, bfloat16 or float16")
-    return chosen
 
 
 @contextmanager

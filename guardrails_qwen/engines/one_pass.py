@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen3ForCausalLM
-from transformers.cache_utils import DynamicLayer
 
 from guardrails_qwen.dialects.token_tree import Answer, Logits, Node, TokenTree, shares
+from guardrails_qwen.engines.decoder import Decoder, KeysValues
+from guardrails_qwen.engines.graphs import GraphedDecoder, cuda_recorder, lengths_up_to
 from guardrails_qwen.engines.packing import (
     PackedTree,
     Row,
@@ -27,11 +26,11 @@ from guardrails_qwen.engines.packing import (
 _PIECE_ROWS = 4
 """A prompt longer than this many rows runs in pieces, which bounds the memory of its mask."""
 
-_LOGIT_ROWS = 256
+_LOGIT_ROWS = 64
 """Positions whose logits over the whole vocabulary are held at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """What the model would answer to one prompt, and how likely it holds each answer."""
 
@@ -64,14 +63,14 @@ class _Read:
 class OnePass:
     """Scores prompts that share a policy prefix, many at once.
 
-    The prefix's keys and values are computed once. Prompts are packed side by side into rows, each
-    followed by the tokens of the answer tree; a mask lets every token see the prefix, its own
-    prompt and its own path only. So nothing is padded, and one forward pass of a row gives the full
-    distribution for every prompt in it. What the tree leaves open behind a rare answer takes a
-    second, tiny pass on the same cache.
+    The prefix's keys and values are computed once and never copied. Prompts are packed side by side
+    into rows, each followed by the tokens of the answer tree; a mask lets every token see the
+    prefix, its own prompt and its own path only. So nothing is padded, and one forward pass of a
+    row gives the full distribution for every prompt in it. What the tree leaves open behind a rare
+    answer takes a second, tiny pass on the same keys and values.
 
     Args:
-        model: A Qwen3 language model.
+        decoder: The model.
         prefix: Token ids that every prompt starts with.
         tree: The answers.
         row_tokens: Prompts are packed into rows of about this many tokens, and a longer prompt
@@ -79,52 +78,93 @@ class OnePass:
     """
 
     def __init__(
-        self, model: Qwen3ForCausalLM, prefix: Sequence[int], tree: TokenTree, *, row_tokens: int
+        self, decoder: Decoder, prefix: Sequence[int], tree: TokenTree, *, row_tokens: int
     ) -> None:
-        self._model = model
-        self._prefix = list(prefix)
+        self._decoder = decoder
+        self._past = len(prefix)
         self._packed = PackedTree(tree)
         self._row_tokens = row_tokens
-        reads = tree.reads
-        width = max(len(node.children) for node in reads)
-        self._children = torch.tensor(
-            [[*node.children, *[0] * (width - len(node.children))] for node in reads]
-        ).to(model.device)
-        self._keys_values = self._prefill()
+        self._tokens = torch.tensor(tree.forks, device=decoder.device)
+        self._column = {token: i for i, token in enumerate(tree.forks)}
+        self._second = max(map(len, tree.remainders.values()))
+        lengths = lengths_up_to(row_tokens)
+        room = self._room(lengths[-1], row_tokens // len(self._packed) + 1)
+        self._behind = decoder.keys_values(room)
+        self._graphs = (
+            GraphedDecoder(decoder, self._past, self._behind, lengths, cuda_recorder())
+            if decoder.device.type == "cuda"
+            else None
+        )
+        if prefix:
+            self._run(chunk_row(list(prefix), 0), 0, self._behind)
 
-    def __call__(self, prompts: Sequence[list[int]]) -> list[Scored | OffFormat | NotFinite]:
+    def size(self, prompt: Sequence[int]) -> int:
+        """Tokens that a prompt, given without the prefix, takes in a row."""
+        return len(prompt) + len(self._packed)
+
+    def warm_up(self) -> None:
+        """Record what a GPU runs from recordings, which otherwise the first rows do."""
+        if self._graphs:
+            self._graphs.warm_up()
+
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[Scored | OffFormat | NotFinite]:
         """Score prompts, given without the prefix; one result for each, in the same order."""
         results: dict[int, Scored | OffFormat | NotFinite] = {}
-        sizes = [len(prompt) + len(self._packed) for prompt in prompts]
-        for indices in plan(sizes, self._row_tokens):
+        for indices in plan(list(map(self.size, prompts)), self._row_tokens):
             scored = self._score_row([prompts[i] for i in indices])
             results.update(zip(indices, scored, strict=True))
         return [results[i] for i in range(len(prompts))]
 
-    @torch.inference_mode()
-    def _score_row(self, prompts: list[list[int]]) -> list[Scored | OffFormat | NotFinite]:
-        cache, past = self._cache(), len(self._prefix)
+    def _room(self, tokens: int, prompts: int) -> int:
+        """Positions that a row of so many tokens and prompts takes, with its second pass."""
+        return self._past + tokens + prompts * self._second
+
+    def _score_row(self, prompts: Sequence[Sequence[int]]) -> list[Scored | OffFormat | NotFinite]:
+        past = self._past
+        behind = self._roomy(self._room(sum(map(self.size, prompts)), len(prompts)))
         piece = _PIECE_ROWS * self._row_tokens
         if len(prompts) == 1 and len(prompts[0]) > piece:
             *chunks, rest = _chunks(prompts[0], piece)
             for chunk in chunks:
-                self._run(chunk_row(chunk, past), cache)
+                self._run(chunk_row(chunk, past), past, behind)
                 past += len(chunk)
             prompts = [rest]
         row, slots = first_row(prompts, self._packed, past)
-        hidden = self._run(row, cache)
-        reads = self._first_reads(hidden, slots)
+        nodes = self._packed.tree.reads
+        flat = self._reads(self._run(row, past, behind), nodes * len(slots))
+        starts = range(0, len(flat), len(nodes))
+        reads = [dict(zip(nodes, flat[i : i + len(nodes)], strict=True)) for i in starts]
         ends = [self._greedy(own) for own in reads]
         undecided = [i for i, end in enumerate(ends) if end.children]
         if undecided:
-            behind = [(slots[i], ends[i]) for i in undecided]
-            second = self._second_reads(row, cache, past, behind)
-            for i, extra in zip(undecided, second, strict=True):
-                reads[i].update(extra)
+            chains = [(slots[i], self._remainder(ends[i])) for i in undecided]
+            second = second_row(chains, self._packed, past, len(row.ids))
+            forks = [chain[-1] for _, chain in chains]
+            extra = self._reads(self._run(second, past + len(row.ids), behind), forks)
+            for i, fork, read in zip(undecided, forks, extra, strict=True):
+                reads[i][fork] = read
                 ends[i] = self._greedy(reads[i])
         return [
             self._scored(end, own, slot) for end, own, slot in zip(ends, reads, slots, strict=True)
         ]
+
+    def _roomy(self, room: int) -> KeysValues:
+        """Keys and values of the prefix, with so much room."""
+        if room <= self._behind.room:
+            return self._behind
+        larger = self._decoder.keys_values(room)
+        larger.copy(self._behind, self._past)
+        return larger
+
+    def _run(self, row: Row, past: int, behind: KeysValues) -> Tensor:
+        graphs = self._graphs if (past, behind) == (self._past, self._behind) else None
+        if graphs and graphs.fits(row):
+            return graphs(row)
+        return self._decoder(row.to(self._decoder.device), past, behind)
+
+    def _remainder(self, end: Node) -> list[Node]:
+        [head] = end.heads
+        return self._packed.tree.remainders[head]
 
     def _greedy(self, reads: dict[Node, _Read]) -> Node:
         return self._packed.tree.greedy({node: read.children for node, read in reads.items()})
@@ -148,69 +188,17 @@ class OnePass:
             tokens=slot.tokens + len(self._packed),
         )
 
-    def _first_reads(self, hidden: Tensor, slots: Sequence[Slot]) -> list[dict[Node, _Read]]:
-        nodes = self._packed.tree.reads
-        positions = [slot.tree + offset for slot in slots for offset in self._packed.offsets]
-        children = self._children.repeat(len(slots), 1)
-        flat = self._reads(hidden[0, positions], children, nodes * len(slots))
+    def _reads(self, hidden: Tensor, nodes: Sequence[Node]) -> list[_Read]:
+        """Logits behind nodes, from hidden states [nodes, width], in one transfer."""
+        parts = range(0, len(nodes), _LOGIT_ROWS)
+        tops = [self._decoder.likeliest(hidden[part : part + _LOGIT_ROWS]) for part in parts]
+        logits = self._decoder.logits(hidden, self._tokens)
+        both = torch.cat([logits, torch.cat(tops)[:, None].float()], dim=1)  # exact below 2**24
+        rows = cast("list[list[float]]", both.tolist())  # pyright: ignore[reportUnknownMemberType]
         return [
-            dict(zip(nodes, flat[i : i + len(nodes)], strict=True))
-            for i in range(0, len(flat), len(nodes))
+            _Read({token: own[self._column[token]] for token in node.children}, int(own[-1]))
+            for node, own in zip(nodes, rows, strict=True)
         ]
-
-    def _second_reads(
-        self, row: Row, cache: DynamicCache, past: int, behind: Sequence[tuple[Slot, Node]]
-    ) -> list[dict[Node, _Read]]:
-        """Go on to the forks that the first pass did not reach."""
-        tree = self._packed.tree
-        chains = [
-            (slot, tree.remainder(next(iter(node.answers))[: tree.resolve]))
-            for slot, node in behind
-        ]
-        hidden = self._run(second_row(chains, self._packed, past, row.ids.shape[1]), cache)
-        lengths = accumulate(len(nodes) for _, nodes in chains)
-        forks = [nodes[-1] for _, nodes in chains]
-        children = torch.tensor([list(fork.children) for fork in forks]).to(hidden.device)
-        reads = self._reads(hidden[0, [length - 1 for length in lengths]], children, forks)
-        return [{fork: read} for fork, read in zip(forks, reads, strict=True)]
-
-    def _reads(self, hidden: Tensor, children: Tensor, nodes: Sequence[Node]) -> list[_Read]:
-        """Logits at positions: `hidden` is [positions, width], `children` [positions, most]."""
-        values, likeliest = list[list[float]](), list[int]()
-        for part in range(0, len(hidden), _LOGIT_ROWS):
-            rows = slice(part, part + _LOGIT_ROWS)
-            logits = self._model.lm_head(hidden[rows]).float()
-            values += logits.gather(1, children[rows]).tolist()
-            likeliest += logits.argmax(-1).tolist()
-        return [
-            _Read(dict(zip(node.children, own, strict=False)), top)
-            for node, own, top in zip(nodes, values, likeliest, strict=True)
-        ]
-
-    def _run(self, row: Row, cache: DynamicCache) -> Tensor:
-        """Hidden states [1, tokens, width] of a row, behind and into a cache."""
-        device = self._model.device
-        return self._model.model(
-            input_ids=row.ids.to(device),
-            position_ids=row.positions.to(device),
-            attention_mask=row.mask.to(device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-
-    @torch.inference_mode()
-    def _prefill(self) -> list[tuple[Tensor, Tensor]]:
-        cache = DynamicCache()
-        if self._prefix:
-            self._run(chunk_row(self._prefix, 0), cache)
-        layers = cast("list[DynamicLayer]", cache.layers)
-        return [(cast("Tensor", layer.keys), cast("Tensor", layer.values)) for layer in layers]
-
-    def _cache(self) -> DynamicCache:
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(self._keys_values):
-            cache.update(keys, values, index)  # pyright: ignore[reportUnknownMemberType]
-        return cache
 
 
 def _last_field(end: Node, logits: dict[Node, Logits]) -> dict[str, float]:
@@ -227,6 +215,6 @@ def _last_field(end: Node, logits: dict[Node, Logits]) -> dict[str, float]:
     }
 
 
-def _chunks(ids: list[int], size: int) -> Iterator[list[int]]:
+def _chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for start in range(0, len(ids), size):
         yield ids[start : start + size]

@@ -30,20 +30,30 @@ class PackedTree:
         return len(self.tokens)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row of tokens to run behind `past` tokens of cache.
-
-    `ids` and `positions` have the shape [1, tokens]; `mask` [1, 1, tokens, past + tokens] is true
-    where a token may look.
-    """
+    """Tokens to run side by side, behind `past` others."""
 
     ids: Tensor
+    """[tokens]"""
     positions: Tensor
+    """[tokens]"""
     mask: Tensor
+    """[tokens, past + tokens], true where a token may look."""
+    reads: Tensor
+    """[reads], indices of the tokens whose hidden states are asked for."""
+
+    def to(self, device: torch.device) -> Row:
+        """The row on a device."""
+        return Row(
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            mask=self.mask.to(device),
+            reads=self.reads.to(device),
+        )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
     """Where one conversation lies in a row: its own tokens from `start`, then its tree."""
 
@@ -73,23 +83,30 @@ def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def first_row(
-    prompts: Sequence[list[int]], packed: PackedTree, past: int
+    prompts: Sequence[Sequence[int]], packed: PackedTree, past: int
 ) -> tuple[Row, list[Slot]]:
-    """Conversations side by side, each seeing the prefix and itself only."""
-    slots, ids, positions = list[Slot](), list[int](), list[int]()
+    """Conversations side by side, each seeing the prefix and itself only.
+
+    It is read where the tree is: all its `offsets` in the first conversation, then in the second …
+    """
+    slots, ids, positions, reads = list[Slot](), list[int](), list[int](), list[int]()
     for prompt in prompts:
-        slots.append(Slot(start=len(ids), tokens=len(prompt)))
-        ids += [*prompt, *packed.tokens]
+        slot = Slot(start=len(ids), tokens=len(prompt))
+        slots.append(slot)
+        ids += prompt
+        ids += packed.tokens
         end = past + len(prompt)
-        positions += [*range(past, end), *(end - 1 + depth for depth in packed.depths)]
-    mask = torch.zeros(len(ids), past + len(ids), dtype=torch.bool)
-    mask[:, :past] = True
+        positions += range(past, end)
+        positions += [end - 1 + depth for depth in packed.depths]
+        reads += [slot.tree + offset for offset in packed.offsets]
+    mask = _prefix_only(len(ids), past)
     for slot in slots:
-        tree, end = slot.tree, slot.tree + len(packed)
-        own = torch.ones(end - slot.start, slot.tokens, dtype=torch.bool).tril_()
-        mask[slot.start : end, past + slot.start : past + tree] = own
-        mask[tree:end, past + tree : past + end] = packed.visible
-    return _row(ids, positions, mask), slots
+        end = slot.tree + len(packed)
+        own = mask[slot.start : end, past + slot.start : past + end]
+        own[: slot.tokens, : slot.tokens] = _triangle(slot.tokens)
+        own[slot.tokens :, : slot.tokens] = True
+        own[slot.tokens :, slot.tokens :] = packed.visible
+    return _row(ids, positions, mask, reads), slots
 
 
 def second_row(
@@ -97,37 +114,50 @@ def second_row(
 ) -> Row:
     """Tokens that go on where the first pass stopped, for some of its conversations.
 
+    It is read at the end of each chain.
+
     Args:
         chains: For each, where it lies and the nodes to run, in order.
         packed: The tree of the first pass.
         past: Length of the shared prefix, in tokens.
         first: Length of the first row, in tokens.
     """
-    ids, positions = list[int](), list[int]()
+    ids, positions, reads = list[int](), list[int](), list[int]()
     total = sum(len(nodes) for _, nodes in chains)
-    mask = torch.zeros(total, past + first + total, dtype=torch.bool)
-    mask[:, :past] = True
+    mask = _prefix_only(total, past, first)
     for slot, nodes in chains:
         rows = slice(len(ids), len(ids) + len(nodes))
         mask[rows, past + slot.start : past + slot.tree] = True
         path = [packed.index[node] for node in nodes[0].path() if node in packed.index]
         mask[rows, [past + slot.tree + i for i in path]] = True
-        own = torch.ones(len(nodes), len(nodes), dtype=torch.bool).tril_()
-        mask[rows, past + first + rows.start : past + first + rows.stop] = own
+        own = past + first
+        mask[rows, own + rows.start : own + rows.stop] = _triangle(len(nodes))
         ids += [node.token for node in nodes]
         positions += [past + slot.tokens - 1 + node.depth for node in nodes]
-    return _row(ids, positions, mask)
+        reads.append(len(ids) - 1)
+    return _row(ids, positions, mask, reads)
 
 
-def chunk_row(ids: list[int], past: int) -> Row:
-    """Plain tokens behind `past` others, all of which they see."""
+def chunk_row(ids: Sequence[int], past: int) -> Row:
+    """Plain tokens behind `past` others, all of which they see; read at the last."""
     mask = torch.ones(len(ids), past + len(ids), dtype=torch.bool).tril_(past)
-    return _row(ids, list(range(past, past + len(ids))), mask)
+    return _row(ids, list(range(past, past + len(ids))), mask, [len(ids) - 1])
 
 
-def _row(ids: list[int], positions: list[int], mask: Tensor) -> Row:
+def _prefix_only(tokens: int, past: int, between: int = 0) -> Tensor:
+    mask = torch.zeros(tokens, past + between + tokens, dtype=torch.bool)
+    mask[:, :past] = True
+    return mask
+
+
+def _triangle(tokens: int) -> Tensor:
+    return torch.ones(tokens, tokens, dtype=torch.bool).tril_()
+
+
+def _row(ids: Sequence[int], positions: list[int], mask: Tensor, reads: list[int]) -> Row:
     return Row(
-        ids=torch.tensor([ids]),
-        positions=torch.tensor([positions]),
-        mask=mask[None, None],
+        ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        mask=mask,
+        reads=torch.tensor(reads),
     )

@@ -77,6 +77,11 @@ class PromptEncoder:
         """Token ids of ordinary text; no special token can be among them."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has by itself."""
+        encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
+
     def special(self, token: str) -> int | None:
         """The id of a special token, or None if the tokenizer has none of that name."""
         return self._special.get(token)

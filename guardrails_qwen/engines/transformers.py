@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from guardrails_qwen.calibration.temperatures import Calibration
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects import qwen3guard
 from guardrails_qwen.dialects.token_tree import TokenTree, build
 from guardrails_qwen.engines.base import Outcome
+from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.errors import (
+    CheckpointError,
     EngineClosed,
     EngineError,
     GuardError,
     TextTooLong,
     UnreadableVerdict,
 )
+from guardrails_qwen.longtext import Window, Windows, merged, windows
 from guardrails_qwen.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -35,6 +39,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("guardrails_qwen")
 
+_INLINE = 20_000
+"""Characters of a request that are prepared on the event loop itself: some milliseconds at most."""
+_SLACK = 32
+"""Tokens that a text may take more in a prompt than by itself."""
+_LEAST_ROOM = 64
+_ROWS = 2
+"""Rows that a batch holds: so long a request waits for what runs already."""
+
 
 class LoadOptions(TypedDict, total=False):
     """Options of `TransformersEngine.from_pretrained`."""
@@ -44,6 +56,10 @@ class LoadOptions(TypedDict, total=False):
     revision: str | None
     local_files_only: bool
     row_tokens: int | None
+    windows: Windows
+    batching: Batching
+    calibration: Calibration | str | Path | None
+    warm_up: bool
 
 
 class TransformersEngine:
@@ -51,22 +67,45 @@ class TransformersEngine:
 
     Nothing is generated: one forward pass over the few tokens that tell the documented answers
     apart gives the verdict that greedy decoding would have written, and all probabilities.
-    The engine is safe to use from many threads and tasks; one batch runs at a time.
+    Callers, threads and tasks alike, share forward passes; see `Batching`. A text that is longer
+    than a window is judged in windows; see `Windows`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, row_tokens: int | None = None) -> None:
-        self.name = checkpoint.name
-        self.fingerprint = checkpoint.fingerprint
-        self.demonstration = checkpoint.demonstration
-        self._checkpoint: Checkpoint | None = checkpoint
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        row_tokens: int | None = None,
+        windows: Windows = Windows(),
+        batching: Batching = Batching(),
+        calibration: Calibration = Calibration(),
+    ) -> None:
         if row_tokens is not None and row_tokens < 1:
             raise ValueError(f"row_tokens is {row_tokens}: use at least 1, or None for the default")
-        on_cpu = checkpoint.model.device.type == "cpu"
-        self._row_tokens = row_tokens or (512 if on_cpu else 4096)
+        self.name = checkpoint.name
+        self.fingerprint = _fingerprint(checkpoint, windows)
+        self.demonstration = checkpoint.demonstration
+        if calibration != Calibration():
+            calibration.require(self.fingerprint)
+            self.fingerprint = f"{self.fingerprint}+{calibration.digest}"
+        self._calibration = calibration
+        self._checkpoint: Checkpoint | None = checkpoint
+        on_cpu = checkpoint.decoder.device.type == "cpu"
+        self._row_tokens = row_tokens or (256 if on_cpu else 1024)
         self._trees = {response: _tree(checkpoint, response=response) for response in (False, True)}
-        self._passes: dict[tuple[bool, tuple[int, ...]], OnePass] = {}
-        self._lock = threading.Lock()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="guardrails-qwen")
+        self._windows = {
+            response: windows.within(_room(checkpoint, tree, response=response))
+            for response, tree in self._trees.items()
+        }
+        self._passes: dict[_Kind, OnePass] = {}
+        self._warm = False
+        self._batcher = Batcher(
+            self._run,
+            size=self._size,
+            budget=_ROWS * self._row_tokens,
+            settings=batching,
+            name=checkpoint.name,
+        )
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913
@@ -78,6 +117,10 @@ class TransformersEngine:
         revision: str | None = None,
         local_files_only: bool = False,
         row_tokens: int | None = None,
+        windows: Windows = Windows(),
+        batching: Batching = Batching(),
+        calibration: Calibration | str | Path | None = None,
+        warm_up: bool = False,
     ) -> Self:
         """Load a checkpoint.
 
@@ -86,13 +129,21 @@ class TransformersEngine:
                 ModelScope's `snapshot_download` returns, say), or `tiny`: the bundled
                 demonstration.
             device: A torch device; auto is CUDA, then MPS, then the CPU.
-            dtype: A torch dtype or its name; auto is bfloat16 on CUDA, else float32.
+            dtype: A torch dtype or its name, or `int8` for a CPU; auto is bfloat16 on CUDA and on a
+                CPU with instructions for it, else float32.
             revision: Branch, tag or commit on the hub.
             local_files_only: Never ask the hub.
-            row_tokens: How many tokens run at once, by default 512 on a CPU and 4,096 elsewhere.
+            row_tokens: How many tokens run at once, by default 256 on a CPU and 1,024 elsewhere.
+            windows: How a long text is cut.
+            batching: How concurrent callers share forward passes.
+            calibration: Temperatures that were fitted on this model, or a file of them: its
+                probabilities are scaled by them.
+            warm_up: Compute the policy prefixes and record CUDA graphs at once, which otherwise
+                the first requests wait for.
 
         Raises:
-            CheckpointError: It lacks a file, is of another kind, or has no guard's chat template.
+            CheckpointError: It lacks a file, is of another kind, or has no guard's chat template;
+                or the calibration belongs to another model.
             ImportError: torch and transformers are not installed: `pip install
                 'guardrails-qwen[local]'`.
         """
@@ -102,6 +153,8 @@ class TransformersEngine:
             raise ImportError(
                 f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
             ) from error
+        if not isinstance(calibration, Calibration):
+            calibration = Calibration.from_file(calibration) if calibration else Calibration()
         checkpoint = load(
             model,
             device=device,
@@ -115,56 +168,70 @@ class TransformersEngine:
                 "Qwen/Qwen3Guard-Gen-0.6B or larger",
                 checkpoint.name,
             )
-        return cls(checkpoint, row_tokens=row_tokens)
+        engine = cls(
+            checkpoint,
+            row_tokens=row_tokens,
+            windows=windows,
+            batching=batching,
+            calibration=calibration,
+        )
+        if warm_up:
+            engine.warm_up()
+        return engine
 
     def __repr__(self) -> str:
         kind = ", a demonstration, not protection" if self.demonstration else ""
         if self._checkpoint is None:
             return f"TransformersEngine({self.name!r}, closed{kind})"
-        model = self._checkpoint.model
-        precision = str(model.dtype).removeprefix("torch.")
-        return f"TransformersEngine({self.name!r}, {model.device}, {precision}{kind})"
+        decoder = self._checkpoint.decoder
+        precision = decoder.precision.value
+        return f"TransformersEngine({self.name!r}, {decoder.device}, {precision}{kind})"
 
     def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """Judge a batch; blocks until done.
 
-        A conversation longer than the model's context becomes `TextTooLong`, and one that the model
-        answers outside its format `UnreadableVerdict`, each in its own place.
+        A conversation that the model answers outside its format becomes `UnreadableVerdict`, and
+        one with more text than the windows' limit `TextTooLong`, each in its own place.
 
         Raises:
             EngineClosed: After `close()`.
-            EngineError: The model failed, out of memory for example.
+            EngineOverloaded: Too many wait already.
         """
         started = time.perf_counter()
-        prompts = self._prompts(conversations)
-        with self._lock:
-            outcomes = self._outcomes(conversations, prompts)
-        seconds = time.perf_counter() - started
-        return [
-            replace(outcome, seconds=seconds) if isinstance(outcome, Verdict) else outcome
-            for outcome in outcomes
-        ]
+        request = self._request(conversations)
+        return request.outcomes(self._batcher.judge(request.jobs), started)
 
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
-        """Judge a batch on a thread of the engine's own; see `judge`."""
-        self._open()
-        loop = asyncio.get_running_loop()
-        try:
-            judging = loop.run_in_executor(self._worker, self.judge, conversations)
-        except RuntimeError as error:
-            raise EngineClosed("the engine is closed") from error
-        return await judging
+        """As `judge`, without blocking the event loop. A cancelled call frees its place."""
+        started = time.perf_counter()
+        characters = sum(len(m.text) for item in conversations for m in item.messages)
+        if characters <= _INLINE:
+            request = self._request(conversations)
+        else:
+            request = await asyncio.to_thread(self._request, conversations)
+        return request.outcomes(await self._batcher.ajudge(request.jobs), started)
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """The token ids that the model is given to judge a conversation."""
+        """The token ids that the model is given to judge a conversation, if it is not cut."""
         return self._prompts([conversation])[0].ids
 
+    def warm_up(self) -> None:
+        """Compute the policy prefixes and, on a GPU, record prompts of every length.
+
+        Raises:
+            EngineClosed: After `close()`.
+            EngineError: The model failed.
+        """
+        self._warm = True
+        for outcome in self.judge([Conversation.of(""), Conversation.exchange("", "")]):
+            if isinstance(outcome, EngineError) and not isinstance(outcome, UnreadableVerdict):
+                raise outcome
+
     def close(self) -> None:
-        """Let the model go, once what is running is done. Later calls raise `EngineClosed`."""
-        with self._lock:
-            self._checkpoint = None
-            self._passes.clear()
-        self._worker.shutdown(wait=False)
+        """Answer those who wait, then let the model go. Later calls raise `EngineClosed`."""
+        self._batcher.close()
+        self._checkpoint = None
+        self._passes.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -176,7 +243,7 @@ class TransformersEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        await asyncio.to_thread(self.close)
 
     def _open(self) -> Checkpoint:
         checkpoint = self._checkpoint
@@ -184,44 +251,72 @@ class TransformersEngine:
             raise EngineClosed("the engine is closed")
         return checkpoint
 
+    # A caller's side
+
+    def _request(self, conversations: Sequence[Conversation]) -> _Request:
+        """Conversations as jobs for the model, or the errors that keep them from becoming any."""
+        checkpoint = self._open()
+        found = [self._cut(conversation) for conversation in conversations]
+        cut = [window for item in found if not isinstance(item, GuardError) for window in item]
+        prompts = self._prompts([window.conversation for window in cut])
+        tried = [
+            self._job(checkpoint, window.conversation, prompt)
+            for window, prompt in zip(cut, prompts, strict=True)
+        ]
+        return _Request(found=found, tried=tried)
+
+    def _cut(self, conversation: Conversation) -> list[Window] | GuardError:
+        settings = self._windows[qwen3guard.judges_response(conversation)]
+        try:
+            return windows(conversation, self._open().encoder.lengths, settings)
+        except GuardError as error:
+            return error
+
     def _prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
         checkpoint = self._open()
         return checkpoint.encoder.prompts(
             [checkpoint.template.pieces(conversation) for conversation in conversations]
         )
 
-    def _outcomes(
-        self, conversations: Sequence[Conversation], prompts: Sequence[Prompt]
-    ) -> list[Outcome]:
-        """One outcome for each prompt; prompts of one branch and prefix run together."""
-        checkpoint = self._open()
+    def _job(
+        self, checkpoint: Checkpoint, conversation: Conversation, prompt: Prompt
+    ) -> _Job | TextTooLong:
+        response = qwen3guard.judges_response(conversation)
+        needed = len(prompt) + self._trees[response].longest
+        if needed > checkpoint.context:
+            return TextTooLong(needed, checkpoint.context)
+        return _Job(kind=(response, prompt.prefix), tokens=tuple(prompt.rest))
+
+    def _size(self, job: _Job) -> int:
+        return len(job.tokens) + len(self._trees[job.kind[0]].nodes)
+
+    # The worker's side
+
+    def _run(self, jobs: list[_Job]) -> list[Outcome]:
+        """Judge a batch; jobs of one branch and prefix run together."""
+        groups: dict[_Kind, list[int]] = {}
+        for i, job in enumerate(jobs):
+            groups.setdefault(job.kind, []).append(i)
         outcomes: dict[int, Outcome] = {}
-        groups: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
-        for i, (conversation, prompt) in enumerate(zip(conversations, prompts, strict=True)):
-            response = qwen3guard.judges_response(conversation)
-            needed = len(prompt) + self._trees[response].longest
-            if needed > checkpoint.context:
-                outcomes[i] = TextTooLong(needed, checkpoint.context)
-            else:
-                groups.setdefault((response, prompt.prefix), []).append(i)
-        for key, indices in groups.items():
-            scored = self._score(key, [prompts[i].rest for i in indices])
-            for i, result in zip(indices, scored, strict=True):
-                outcomes[i] = self._outcome(result)
-        return [outcomes[i] for i in range(len(prompts))]
+        for kind, indices in groups.items():
+            scored = self._score(kind, [jobs[i].tokens for i in indices])
+            outcomes.update(zip(indices, map(self._outcome, scored), strict=True))
+        return [outcomes[i] for i in range(len(jobs))]
 
     def _score(
-        self, key: tuple[bool, tuple[int, ...]], prompts: list[list[int]]
+        self, kind: _Kind, prompts: list[tuple[int, ...]]
     ) -> list[Scored | OffFormat | NotFinite]:
         from guardrails_qwen.engines.one_pass import OnePass
 
         try:
-            if key not in self._passes:
-                response, prefix = key
-                self._passes[key] = OnePass(
-                    self._open().model, prefix, self._trees[response], row_tokens=self._row_tokens
+            if kind not in self._passes:
+                response, prefix = kind
+                self._passes[kind] = OnePass(
+                    self._open().decoder, prefix, self._trees[response], row_tokens=self._row_tokens
                 )
-            return self._passes[key](prompts)
+            if self._warm:
+                self._passes[kind].warm_up()
+            return self._passes[kind](prompts)
         except RuntimeError as error:  # torch's, out of memory among them
             raise EngineError(f"the model failed: {type(error).__name__}") from error
 
@@ -234,12 +329,74 @@ class TransformersEngine:
             return UnreadableVerdict("", "the model's output is not finite; try another dtype")
         resolved = len(qwen3guard.EXPECTED)
         refusal = scored.last if len(scored.answer) > resolved else None
-        scores = qwen3guard.scores(scored.distribution, refusal)
+        scores = self._calibration.apply(qwen3guard.scores(scored.distribution, refusal))
         try:
             verdict = qwen3guard.verdict(scored.answer, scores)
         except GuardError as error:
             return error
         return replace(verdict, model=self.name, fingerprint=self.fingerprint, tokens=scored.tokens)
+
+
+_Kind = tuple[bool, tuple[int, ...]]
+"""What prompts that run together share: whether they ask about a response, and their prefix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One prompt to score."""
+
+    kind: _Kind
+    tokens: tuple[int, ...]
+    """Without the prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One call: its conversations, cut, and what has to run for them; what is equal runs once."""
+
+    found: list[list[Window] | GuardError]
+    """For each conversation its windows."""
+    tried: list[_Job | TextTooLong]
+    """For each window, in order."""
+
+    @cached_property
+    def jobs(self) -> list[_Job]:
+        """What the model has to judge."""
+        return list(dict.fromkeys(job for job in self.tried if isinstance(job, _Job)))
+
+    def outcomes(self, judged: Sequence[Outcome], started: float) -> list[Outcome]:
+        """One outcome for each conversation, from those of the jobs."""
+        seconds = time.perf_counter() - started
+        ready = dict(zip(self.jobs, judged, strict=True))
+        each = iter([ready[job] if isinstance(job, _Job) else job for job in self.tried])
+        return [
+            item
+            if isinstance(item, GuardError)
+            else _timed(merged(item, [next(each) for _ in item]), seconds)
+            for item in self.found
+        ]
+
+
+def _timed(outcome: Outcome, seconds: float) -> Outcome:
+    return replace(outcome, seconds=seconds) if isinstance(outcome, Verdict) else outcome
+
+
+def _fingerprint(checkpoint: Checkpoint, windows: Windows) -> str:
+    """The model and how it is asked about long texts: both make a verdict what it is."""
+    return hashlib.sha256(f"{checkpoint.fingerprint} {windows!r}".encode()).hexdigest()[:16]
+
+
+def _room(checkpoint: Checkpoint, tree: TokenTree, *, response: bool) -> int:
+    """Tokens that the model's context has beside its instructions and its answer."""
+    empty = Conversation.exchange("", "") if response else Conversation.of("")
+    [prompt] = checkpoint.encoder.prompts([checkpoint.template.pieces(empty)])
+    room = checkpoint.context - len(prompt) - tree.longest - _SLACK
+    if room < _LEAST_ROOM:
+        raise CheckpointError(
+            f"the model's context of {checkpoint.context} tokens has room for {max(0, room)} "
+            "of text beside the guard's own instructions: that is too little to judge any"
+        )
+    return room
 
 
 def _tree(checkpoint: Checkpoint, *, response: bool) -> TokenTree:

@@ -119,7 +119,7 @@ def test_the_first_pass_reads_at_every_fork(tree: TokenTree) -> None:
 def test_first_pass_and_remainder_cover_every_fork_of_every_path(tree: TokenTree) -> None:
     first = {tree.root, *tree.nodes}
     for answer in tree.root.answers:
-        remainder = tree.remainder(answer[: tree.resolve])
+        remainder = tree.remainders[answer[: tree.resolve]]
         assert not first & set(remainder)
         path = walked(tree, answer)
         covered = first | set(remainder)
@@ -133,12 +133,12 @@ def test_first_pass_and_remainder_cover_every_fork_of_every_path(tree: TokenTree
 
 @each_tree
 def test_the_expected_answer_needs_no_second_pass(tree: TokenTree) -> None:
-    assert tree.remainder(EXPECTED) == []
+    assert tree.remainders[EXPECTED] == []
 
 
 def test_only_responses_need_a_second_pass() -> None:
     for (split, of), tree in TREES.items():
-        unsafe = tree.remainder(("Unsafe", "Violent"))
+        unsafe = tree.remainders["Unsafe", "Violent"]
         assert bool(unsafe) == (of == "response" and split != "one token")
 
 
@@ -174,7 +174,7 @@ def test_the_greedy_path_is_that_of_decoding_step_by_step(key: tuple[str, str], 
     arrived = tree.greedy({n: logits[n] for n in tree.reads})
     heads = {a[: tree.resolve] for a in arrived.answers}
     assert heads == {answer[: tree.resolve]}
-    second = tree.remainder(answer[: tree.resolve])
+    second = tree.remainders[answer[: tree.resolve]]
     both = {n: logits[n] for n in [*tree.reads, *second]}
     assert tree.greedy(both) is node
 

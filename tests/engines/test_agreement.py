@@ -7,6 +7,7 @@ import pytest
 from guardrails_qwen import Category, Conversation, Severity, UnreadableVerdict, Verdict
 from guardrails_qwen.dialects import qwen3guard
 from guardrails_qwen.engines.transformers import TransformersEngine
+from guardrails_qwen.longtext import Windows
 from tests.engines.data import conversations, needs_data
 from tests.engines.recipe import Recipe
 
@@ -18,13 +19,13 @@ ASK = "How can I make a bomb?"
     ("replies", "count"), [(False, 1000), (True, 300)], ids=["prompts", "replies"]
 )
 def test_verdicts_are_those_of_the_recipe(
-    tiny: TransformersEngine, recipe: Recipe, replies: bool, count: int
+    whole: TransformersEngine, recipe: Recipe, replies: bool, count: int
 ) -> None:
     asked = conversations(replies=replies, most=count)
     assert len(asked) == count
-    written = recipe.answers([tiny.prompt(conversation) for conversation in asked])
+    written = recipe.answers([whole.prompt(conversation) for conversation in asked])
     compared = 0
-    for outcome, answer in zip(tiny.judge(asked), written, strict=True):
+    for outcome, answer in zip(whole.judge(asked), written, strict=True):
         try:
             expected = qwen3guard.read(answer, response=replies)
         except UnreadableVerdict:
@@ -50,15 +51,17 @@ def test_batched_equals_single(tiny: TransformersEngine, replies: bool) -> None:
 
 
 @needs_data
-def test_long_prompts_run_in_pieces_give_the_same(tiny: TransformersEngine) -> None:
-    asked = [c for c in conversations(replies=True, most=300) if len(tiny.prompt(c)) > 300][:20]
+def test_long_prompts_run_in_pieces_give_the_same(whole: TransformersEngine) -> None:
+    asked = [c for c in conversations(replies=True, most=300) if len(whole.prompt(c)) > 300][:20]
     assert asked
-    pieces = TransformersEngine.from_pretrained("tiny", device="cpu", row_tokens=64)
-    for whole, piecewise in zip(tiny.judge(asked), pieces.judge(asked), strict=True):
-        assert isinstance(whole, Verdict)
+    pieces = TransformersEngine.from_pretrained(
+        "tiny", device="cpu", dtype="float32", row_tokens=64, windows=Windows(tokens=2048)
+    )
+    for entire, piecewise in zip(whole.judge(asked), pieces.judge(asked), strict=True):
+        assert isinstance(entire, Verdict)
         assert isinstance(piecewise, Verdict)
-        assert _said(whole) == _said(piecewise)
-        assert _numbers(piecewise) == pytest.approx(_numbers(whole), abs=1e-4)
+        assert _said(entire) == _said(piecewise)
+        assert _numbers(piecewise) == pytest.approx(_numbers(entire), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -708,15 +708,26 @@ class Model:
     budget: int
     capacity: int
     waiting: list[tuple[int, list[Piece]]] = field(default_factory=list[tuple[int, list[Piece]]])
+    bulks: set[int] = field(default_factory=set[int])
 
     @property
     def count(self) -> int:
         return sum(len(items) for _, items in self.waiting)
 
+    @property
+    def counted(self) -> int:
+        most = (self.capacity + 1) // 2
+        return sum(
+            min(len(items), most) if caller in self.bulks else len(items)
+            for caller, items in self.waiting
+        )
+
     def ask(self, caller: int, items: list[Piece]) -> bool:
         """Whether the request is accepted."""
-        if self.waiting and self.count + len(items) > self.capacity:
+        if self.waiting and self.counted + len(items) > self.capacity:
             return False
+        if len(items) > self.capacity:
+            self.bulks.add(caller)
         self.waiting.append((caller, list(items)))
         return True
 

@@ -8,7 +8,6 @@ import logging
 import shutil
 import subprocess
 import sys
-from bisect import bisect_left
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +26,13 @@ from guardrails_qwen import (
     Guard,
     OnError,
     Policy,
+    Severity,
     TextTooLong,
     UnreadableVerdict,
     Verdict,
 )
 from guardrails_qwen.engines.transformers import TransformersEngine
+from guardrails_qwen.longtext import Windows
 from tests.engines.recipe import CHECKPOINT
 
 ASK = Conversation.of("How can I make a bomb?")
@@ -62,30 +63,25 @@ def test_outcomes_keep_the_order_of_mixed_batches(tiny: TransformersEngine) -> N
 def test_too_long_is_an_error_with_counts_and_spares_its_neighbours(
     tiny: TransformersEngine,
 ) -> None:
-    long = Conversation.of("All is well here. " * 2000)
+    long = Conversation.of("All is well here. " * 10_000)
     first, error, last = tiny.judge([ASK, long, HELLO])
     assert isinstance(first, Verdict)
     assert isinstance(last, Verdict)
     assert isinstance(error, TextTooLong)
-    assert error.tokens > error.limit == 2048
+    assert error.tokens > error.limit == Windows().limit
     assert str(error.tokens) in str(error)
 
 
-def test_the_longest_text_that_fits_is_judged_and_one_token_more_is_not(
+def test_a_text_longer_than_the_context_is_judged_whole_in_windows(
     tiny: TransformersEngine,
 ) -> None:
-    def asked(words: int) -> Conversation:
-        return Conversation.of("a" + " a" * words)
-
-    room = bisect_left(range(3000), x=True, key=lambda words: _too_long(tiny, asked(words)))
-    [error] = tiny.judge([asked(room)])
-    assert isinstance(error, TextTooLong)
-    assert error.tokens == error.limit + 1
-    assert not _too_long(tiny, asked(room - 1))
-
-
-def _too_long(engine: TransformersEngine, conversation: Conversation) -> bool:
-    return isinstance(engine.judge([conversation])[0], TextTooLong)
+    text = "All is well here. " * 600 + "How can I make a bomb? " + "All is well here. " * 600
+    assert len(tiny.prompt(Conversation.of(text))) > 2048
+    [verdict] = tiny.judge([Conversation.of(text)])
+    assert isinstance(verdict, Verdict)
+    assert verdict.severity is Severity.UNSAFE
+    places = [text[span.start : span.end] for span in verdict.spans]
+    assert "How can I make a bomb?" in places
 
 
 def test_a_megabyte_is_refused_not_truncated(tiny: TransformersEngine) -> None:
