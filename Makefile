@@ -10,6 +10,7 @@
 
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -54,11 +55,11 @@ docs: $(DOCS_READY) ## Build the documentation into site/
 wheels: $(RELEASE_READY) ## Build the wheels into dist/ and try them in clean environments
 	$(BIN)/python scripts/smoke_wheels.py
 
-bench: $(DEMO_READY) ## Measure what the README claims
-	$(BIN)/python -m benchmarks.one_pass
+bench: $(TEST_READY) ## Compare with the recipe and any-guardrail; results in .bench/
+	$(BIN)/python -m benchmarks.compare $(BENCH_ARGS)
 
 clean: ## Remove what the targets made, environments included
-	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site .bench .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PIP_READY): scripts/create_venv.sh

@@ -31,10 +31,11 @@ class Severity(IntEnum):
         Raises:
             ValueError: No severity is called so.
         """
-        for severity in cls:
-            if severity.name == label.upper():
-                return severity
-        raise ValueError(f"unknown severity: use one of {', '.join(s.label for s in cls)}")
+        try:
+            return cls[label.upper()]
+        except KeyError:
+            labels = ", ".join(severity.label for severity in cls)
+            raise ValueError(f"unknown severity: use one of {labels}") from None
 
 
 class Category(str, Enum):
@@ -65,7 +66,8 @@ class Scores:
     """Probabilities behind a verdict, each in 0 … 1.
 
     They are the model's own, taken from its next-token distribution over the documented answers.
-    They are not calibrated.
+    They are as the model gives them unless the engine was loaded with a calibration, which brings
+    them nearer to frequencies on texts like those that it was fitted on.
     """
 
     severity: Mapping[Severity, float]

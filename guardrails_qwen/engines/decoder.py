@@ -85,14 +85,15 @@ class Decoder:
         self._narrow_attention = narrow and not plain
         self._rotary = _rotary(model, self._dtype)
         inner: Any = model.model
-        embedding: Tensor = inner.embed_tokens.weight.detach()
-        head: Tensor = model.lm_head.weight.detach()
-        tied = head.data_ptr() == embedding.data_ptr()
-        self._embedding = embedding.bfloat16() if self._narrow_attention else embedding
-        self._head = self._embedding if tied else head.to(self._embedding.dtype)
+        tied = model.lm_head.weight is inner.embed_tokens.weight
+        wide = torch.bfloat16 if self._narrow_attention else self._dtype
+        if tied:
+            model.lm_head.weight = None  # pyright: ignore[reportAttributeAccessIssue]
+        self._embedding = _taken(inner.embed_tokens, wide)
+        self._head = self._embedding if tied else _taken(model.lm_head, wide)
         self._score = unpacked(self._head)
         self._norm = self._own(inner.norm)
-        self._layers = list(self._taken(inner.layers))
+        self._layers = list(self._converted(inner.layers))
 
     @torch.inference_mode()
     def __call__(self, row: Row, past: int, behind: KeysValues) -> Tensor:
@@ -141,7 +142,7 @@ class Decoder:
     def _rest(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
         x = x + layer.out(attended)
         gate, up = layer.gate_up(self._normed(x, layer.mlp_norm)).chunk(2, dim=-1)
-        return x + layer.down(functional.silu(gate) * up)
+        return x + layer.down(functional.silu(gate).mul_(up))
 
     def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return functional.rms_norm(x, (x.shape[-1],), weight, self._eps)
@@ -170,7 +171,7 @@ class Decoder:
             )
         return attended.view(grouped.shape).permute(2, 0, 1, 3).reshape(len(q), -1).to(q.dtype)
 
-    def _taken(self, layers: Any) -> Iterator[_Layer]:
+    def _converted(self, layers: Any) -> Iterator[_Layer]:
         """The layers, each freed in the module once it is taken, so that memory holds one twice."""
         for layer in layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -186,9 +187,7 @@ class Decoder:
             )
 
     def _own(self, norm: Any) -> Tensor:
-        return norm.weight.detach().to(
-            self._dtype, copy=True
-        )  # a view would keep its file in memory
+        return _taken(norm, self._dtype)
 
     def _linear(self, *modules: Any) -> Linear:
         weight = torch.cat([module.weight.detach() for module in modules])
@@ -210,6 +209,13 @@ def unsupported(config: Any) -> str | None:
     return None if rope in _SUPPORTED_ROPE else f"rotary embeddings of type {rope}"
 
 
+def _taken(module: Any, dtype: torch.dtype) -> Tensor:
+    """A module's weight, which it has no more: a view would keep all of a mapped file in memory."""
+    weight: Tensor = module.weight.detach()
+    module.weight = None
+    return weight.to(dtype, copy=True)
+
+
 def _rotary(model: Qwen3ForCausalLM, dtype: torch.dtype) -> Tensor:
     """Cosine and sine [2, context, head_dim] of every position, as the library has them."""
     positions = torch.arange(model.config.max_position_embeddings or 0, device=model.device)
@@ -222,4 +228,8 @@ def _rotary(model: Qwen3ForCausalLM, dtype: torch.dtype) -> Tensor:
 def _rotated(x: Tensor, rotary: Tensor) -> Tensor:
     """Heads [tokens, heads, head_dim], turned by its position."""
     first, second = x.chunk(2, dim=-1)
-    return x * rotary[0] + torch.cat((-second, first), dim=-1) * rotary[1]
+    half = first.shape[-1]  # cosine and sine are the same for both halves
+    turned = x * rotary[0]
+    turned[..., :half].addcmul_(second, rotary[1, ..., :half], value=-1)
+    turned[..., half:].addcmul_(first, rotary[1, ..., half:])
+    return turned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -150,6 +151,7 @@ def _prefix_only(tokens: int, past: int, between: int = 0) -> Tensor:
     return mask
 
 
+@lru_cache(maxsize=64)
 def _triangle(tokens: int) -> Tensor:
     return torch.ones(tokens, tokens, dtype=torch.bool).tril_()
 
