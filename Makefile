@@ -27,7 +27,7 @@ LINT_READY := $(VENV)/.ready-lint
 DOCS_READY := $(VENV)/.ready-docs
 RELEASE_READY := $(VENV)/.ready-release
 
-.PHONY: help demo test lint typecheck docs wheels bench format clean
+.PHONY: help demo test lint typecheck docs wheels bench needle format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,9 @@ test: $(TEST_READY) ## Run the tests
 lint: $(LINT_READY) ## Check style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+needle: $(TEST_READY) ## Hide harmful sentences in long texts, and count what is found
+	$(BIN)/python -m benchmarks.needle
 
 format: $(LINT_READY) ## Mend what can be mended of what `lint` finds
 	$(BIN)/ruff check --fix

@@ -5,9 +5,11 @@ the verdict into a decision. A guard is an engine and a policy together. Importi
 loads neither torch nor transformers nor any framework; engines are in `guardrails_qwen.engines`.
 """
 
+from guardrails_qwen.calibration.temperatures import Calibration
 from guardrails_qwen.conversation import Conversation, Message, Role, ToolCall
 from guardrails_qwen.decision import Decision
 from guardrails_qwen.engines.base import Engine, Outcome
+from guardrails_qwen.engines.batching import Batching
 from guardrails_qwen.errors import (
     CheckpointError,
     ConversationError,
@@ -21,12 +23,15 @@ from guardrails_qwen.errors import (
     UnreadableVerdict,
 )
 from guardrails_qwen.guard import Guard
+from guardrails_qwen.longtext import Windows
 from guardrails_qwen.policy import Policy
 from guardrails_qwen.rules import Action, OnError, Rule, Stage, StagePolicy
 from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
 
 __all__ = [
     "Action",
+    "Batching",
+    "Calibration",
     "Category",
     "CheckpointError",
     "Conversation",
@@ -55,6 +60,7 @@ __all__ = [
     "ToolCall",
     "UnreadableVerdict",
     "Verdict",
+    "Windows",
     "__version__",
 ]
 

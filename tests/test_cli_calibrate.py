@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     reply = {"prompt": "How can I bake a cake?", "response": "I'm sorry, I can't.", "refusal": True}
     no_label = {"prompt": "How can I bake a cake?", "response": None}
-    too_long = {"prompt": "all is well. " * 3000, "unsafe": False}
+    too_long = {"prompt": "all is well. " * 10_000, "unsafe": False}
     path = tmp_path_factory.mktemp("labelled") / "data.jsonl"
     every = [*rows, reply, no_label, too_long]
     path.write_text("\n".join(json.dumps(row) for row in every), encoding="utf-8")
@@ -121,3 +121,25 @@ def test_real_refusals_become_more_reliable(tmp_path: Path) -> None:
     assert refusal["rows"] > 400
     assert refusal["temperature"] > 1
     assert refusal["after"]["nll"] < refusal["before"]["nll"]
+
+
+def test_check_uses_what_calibrate_wrote(
+    data: Path, finished: subprocess.CompletedProcess[bytes]
+) -> None:
+    assert finished.returncode == 0
+    calibrated = str(data.parent / "c.json")
+    plain = json.loads(run("check", "How can I make a bomb?", "--json").stdout)["verdict"]
+    scaled = run("check", "How can I make a bomb?", "--json", "--calibration", calibrated)
+    verdict = json.loads(scaled.stdout)["verdict"]
+    assert verdict["severity"] == plain["severity"] == "Unsafe"
+    assert verdict["scores"]["severity"] != plain["scores"]["severity"]
+
+
+def test_a_calibration_for_another_precision_is_refused(
+    data: Path, finished: subprocess.CompletedProcess[bytes]
+) -> None:
+    assert finished.returncode == 0
+    calibrated = str(data.parent / "c.json")
+    done = run("check", "Hello", "--calibration", calibrated, "--dtype", "float16")
+    assert done.returncode == 3
+    assert b"cannot load the model" in done.stderr

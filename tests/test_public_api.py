@@ -15,6 +15,8 @@ ROOT = Path(guardrails_qwen.__file__).parents[1]
 
 PUBLIC = {
     "Action",
+    "Batching",
+    "Calibration",
     "Category",
     "CheckpointError",
     "Conversation",
@@ -43,6 +45,7 @@ PUBLIC = {
     "ToolCall",
     "UnreadableVerdict",
     "Verdict",
+    "Windows",
     "__version__",
 }
 
@@ -55,6 +58,13 @@ LIGHT = [
     "guardrails_qwen.dialects.token_tree",
     "guardrails_qwen.engines",
     "guardrails_qwen.engines.base",
+    "guardrails_qwen.engines.batching",
+    "guardrails_qwen.engines.cached",
+    "guardrails_qwen.engines.verdict_store",
+    "guardrails_qwen.engines.disk_store",
+    "guardrails_qwen.calibration",
+    "guardrails_qwen.cli",
+    "guardrails_qwen.longtext",
 ]
 HEAVY = [
     "torch",
@@ -66,6 +76,8 @@ HEAVY = [
     "llama_index",
     "fastapi",
     "openai",
+    "diskcache",
+    "matplotlib",
 ]
 
 

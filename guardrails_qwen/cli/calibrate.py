@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from guardrails_qwen import GuardError, Severity
-from guardrails_qwen.cli.exits import Exit, fail, warn_of_demonstration
+from guardrails_qwen.cli.common import Device, Dtype, Exit, Model, fail, warn_of_demonstration
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from guardrails_qwen.calibration import (
         Calibration,
         FieldReport,
@@ -33,9 +35,9 @@ Change in ECE: its 95 % interval, by a bootstrap of the rows."""
 
 def calibrate(  # noqa: PLR0913, PLR0917
     data: Annotated[list[Path], typer.Argument(help="JSON Lines files, .gz among them.")],
-    model: Annotated[
-        str, typer.Option(help="tiny (the bundled demonstration), a folder, or a hub id.")
-    ] = "tiny",
+    model: Model = "tiny",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     output: Annotated[Path, typer.Option(help="Where the temperatures go.")] = Path(
         "calibration.json"
     ),
@@ -59,7 +61,8 @@ def calibrate(  # noqa: PLR0913, PLR0917
     except (ValueError, ImportError, OSError) as error:
         fail(errors, error, Exit.USAGE)
     try:
-        calibration, report = _fit(model, rows, level, batch, errors)
+        loaded: _Options = {"model": model, "device": device, "dtype": dtype}
+        calibration, report = _fit(rows, level, batch, errors, **loaded)
     except (GuardError, ImportError) as error:
         fail(errors, error, Exit.ENGINE_FAILURE)
     try:
@@ -108,13 +111,24 @@ def _need_folders(*paths: Path | None) -> None:
             raise ValueError(f"the folder {path.parent} does not exist")
 
 
+class _Options(TypedDict):
+    model: str
+    device: str
+    dtype: str
+
+
 def _fit(
-    model: str, rows: LabelledRows, positive: Severity, batch: int, errors: Console
+    rows: LabelledRows,
+    positive: Severity,
+    batch: int,
+    errors: Console,
+    **options: Unpack[_Options],
 ) -> tuple[Calibration, Report]:
     from guardrails_qwen.calibration import fit
     from guardrails_qwen.engines.transformers import TransformersEngine
 
-    with TransformersEngine.from_pretrained(model) as engine, Progress(console=errors) as shown:
+    engine = TransformersEngine.from_pretrained(**options)
+    with engine, Progress(console=errors) as shown:
         task = shown.add_task(f"judging {len(rows.rows)} rows", total=len(rows.rows))
         return fit(
             engine,

@@ -22,7 +22,7 @@ from guardrails_qwen import (
     PolicyError,
     Stage,
 )
-from guardrails_qwen.cli.exits import Exit, fail, warn_of_demonstration
+from guardrails_qwen.cli.common import Device, Dtype, Exit, Model, fail, warn_of_demonstration
 
 
 def check(  # noqa: PLR0913, PLR0917
@@ -30,9 +30,12 @@ def check(  # noqa: PLR0913, PLR0917
     response: Annotated[
         str | None, typer.Option(help="The reply to it: this is what is judged then.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="tiny (the bundled demonstration), a folder, or a hub id.")
-    ] = "tiny",
+    model: Model = "tiny",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Temperatures that `calibrate` wrote for this model.")
+    ] = None,
     policy: Annotated[
         str, typer.Option(help="strict, loose, or a policy file (YAML or JSON).")
     ] = "strict",
@@ -52,7 +55,9 @@ def check(  # noqa: PLR0913, PLR0917
     except (PolicyError, ConversationError) as error:
         fail(errors, error, Exit.USAGE)
     try:
-        guard = Guard.from_pretrained(model, rules)
+        guard = Guard.from_pretrained(
+            model, rules, device=device, dtype=dtype, calibration=calibration
+        )
         decisions = guard.check_many(asked, stage=stage)
     except (GuardError, ImportError) as error:
         fail(errors, error, Exit.ENGINE_FAILURE)

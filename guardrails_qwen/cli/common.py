@@ -1,9 +1,9 @@
-"""How a command ends."""
+"""What commands have in common: how they are told of a model, and how they end."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -11,6 +11,13 @@ from rich.console import Console
 from guardrails_qwen import CheckpointError
 
 REAL_MODEL = "Qwen/Qwen3Guard-Gen-0.6B"
+
+
+Model = Annotated[
+    str, typer.Option(help="tiny (the bundled demonstration), a folder, or a hub id.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, or int8 on a CPU.")]
 
 
 class Exit(IntEnum):
