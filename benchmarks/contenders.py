@@ -121,7 +121,7 @@ class Ours:
 
         self.engine = TransformersEngine.from_pretrained(folder, device=device, dtype=dtype)
         self.precision = next(
-            (name for name in ("bfloat16", "int8", "float16") if name in repr(self.engine)),
+            (name for name in ("bfloat16", "int8", "float16") if f", {name}" in repr(self.engine)),
             "float32",
         )
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count as numbers
 from pathlib import Path
 
 Messages = list[dict[str, str]]
@@ -139,9 +140,9 @@ def _prompts(file: Path) -> Iterator[str]:
 
 
 def _sentences(choose: random.Random) -> Iterator[str]:
-    while True:
+    for number in numbers(1):  # no sentence comes twice: what is equal is judged once
         parts = [choose.choice(options) for options in (_WHO, _DOES, _WHERE, _WHEN)]
-        yield " ".join(parts) + "."
+        yield " ".join(parts) + f", day {number}."
 
 
 def _ending(start: str, index: int) -> str:

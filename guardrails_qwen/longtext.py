@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from guardrails_qwen.conversation import Conversation, Message, Role
-from guardrails_qwen.cutting import Measure, Ruler, Unit, alone, excerpt, runs, units_of
+from guardrails_qwen.cutting import Measure, Ruler, alone, excerpt, runs, units_of
 from guardrails_qwen.dialects import qwen3guard
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.errors import EngineError, GuardError, UnreadableVerdict
@@ -27,26 +27,23 @@ class Windows:
     """Most text in a window; a turn that is no longer than this is not cut."""
     overlap: int = 64
     """What two neighbours share, at least, in whole sentences, where these take no more than half a
-    window and leave room for the next."""
+    window and leave room for the next. More than half a window counts as half."""
     history: int = 1024
     """Most text of earlier turns that a turn is judged with, besides what it leaves of its own
     window. The windows of a turn that was cut get no more than `tokens` of it, so that it doubles
     the cost at most, and no less than a quarter of a window, which takes from their own text."""
     sentences: bool = True
     """Whether each sentence of a turn that was cut is judged alone as well, so that none can hide
-    among harmless ones."""
+    among harmless ones. Of earlier turns it has 64 tokens at most: there are many sentences."""
     limit: int = 32_768
     """Most text of one judged turn; beyond it the outcome is `TextTooLong`, and no model runs."""
 
     def __post_init__(self) -> None:
-        if self.tokens < _LEAST:
-            raise ValueError(f"tokens is {self.tokens}: a window has {_LEAST} at least")
-        if not 0 <= self.overlap <= self.tokens // 2:
-            raise ValueError(f"overlap is {self.overlap}: use 0 to half of tokens ({self.tokens})")
-        if self.history < 0:
-            raise ValueError(f"history is {self.history}: use 0 for none")
-        if self.limit < self.tokens:
-            raise ValueError(f"limit is {self.limit}: use at least one window ({self.tokens})")
+        least = {"tokens": _LEAST, "overlap": 0, "history": 0, "limit": 1}
+        for name, most in least.items():
+            value: object = getattr(self, name)
+            if not isinstance(value, int) or value < most:
+                raise ValueError(f"{name} is {value}: use a whole number of tokens from {most} on")
 
     def within(self, room: int) -> Windows:
         """The same, made so small that a window and its history have no more than `room` tokens.
@@ -81,7 +78,7 @@ def windows(conversation: Conversation, measure: Measure, settings: Windows) -> 
     """
     *earlier, last = [list(group) for _, group in groupby(conversation.messages, key=_side)]
     ruler, turn = Ruler(measure), _text(last)
-    if ruler.fits(turn, settings.tokens):
+    if ruler.fits(turn, min(settings.tokens, settings.limit)):
         kept = Conversation((*_context(earlier, ruler, _left(turn, ruler, settings)), *last))
         return [Window(conversation=conversation if kept == conversation else kept)]
     shared = min(max(settings.history, settings.tokens // 4), settings.tokens)
@@ -90,8 +87,18 @@ def windows(conversation: Conversation, measure: Measure, settings: Windows) -> 
     if context and shared > settings.history:
         settings = settings.within(max(room, _LEAST))
     units = units_of(turn, ruler, longest=settings.tokens, limit=settings.limit)
-    cuts = _cuts(turn, units, settings)
-    return [_window(context, conversation.last, turn, cut) for cut in cuts]
+    beside = _context(earlier, ruler, min(shared, _BESIDE))
+    single = dict.fromkeys(alone(units) if settings.sentences else (), beside)
+    overlapping = runs(units, most=settings.tokens, overlap=settings.overlap)
+    contexts = single | dict.fromkeys(overlapping, context)
+    cuts = {pair: Span(start=units[pair[0]].start, end=units[pair[1] - 1].end) for pair in contexts}
+    filled = {pair: cut for pair, cut in cuts.items() if turn[cut.start : cut.end].strip()}
+    _require_covered(turn, list(filled.values()))
+    filled = filled or dict(list(cuts.items())[:1])
+    return [
+        _window(contexts[pair], conversation.last, turn, filled[pair])
+        for pair in sorted(filled, key=lambda pair: (pair[0], -pair[1]))
+    ]
 
 
 def merged(found: Sequence[Window], outcomes: Sequence[Outcome]) -> Outcome:
@@ -126,6 +133,8 @@ def merged(found: Sequence[Window], outcomes: Sequence[Outcome]) -> Outcome:
 
 _LEAST = 16
 """Tokens of the smallest window; any one character is smaller."""
+_BESIDE = 64
+"""Tokens of earlier turns that a sentence is judged with."""
 _TURN = 8
 """Tokens that a template spends on a turn, about; so empty turns use up a budget as well."""
 
@@ -137,17 +146,6 @@ def _side(message: Message) -> bool:
 def _text(group: Sequence[Message]) -> str:
     """A turn as the model reads it."""
     return qwen3guard.turns(Conversation(tuple(group)))[-1][1]
-
-
-def _cuts(turn: str, units: Sequence[Unit], settings: Windows) -> list[Span]:
-    """The windows as stretches of the turn, without those that hold nothing but white space."""
-    overlapping = runs(units, most=settings.tokens, overlap=settings.overlap)
-    single = alone(units) if settings.sentences else ()
-    pairs = dict.fromkeys([*overlapping, *single])
-    cuts = [Span(start=units[first].start, end=units[end - 1].end) for first, end in pairs]
-    filled = [cut for cut in cuts if turn[cut.start : cut.end].strip()]
-    _require_covered(turn, filled)
-    return filled or cuts[:1]
 
 
 def _require_covered(turn: str, cuts: Sequence[Span]) -> None:

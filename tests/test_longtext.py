@@ -315,10 +315,10 @@ def test_a_text_at_the_limit_is_judged() -> None:
 
 SETTINGS = [
     pytest.param({"tokens": 15}, "tokens is 15", id="no room"),
-    pytest.param({"tokens": 100, "overlap": 51}, "overlap is 51", id="more than half"),
+    pytest.param({"tokens": 100.5}, "tokens is 100.5", id="a part of a token"),
     pytest.param({"overlap": -1}, "overlap is -1", id="negative overlap"),
     pytest.param({"history": -1}, "history is -1", id="negative history"),
-    pytest.param({"tokens": 100, "overlap": 0, "limit": 99}, "limit is 99", id="no window"),
+    pytest.param({"limit": 0}, "limit is 0", id="nothing at all"),
 ]
 
 
@@ -326,6 +326,21 @@ SETTINGS = [
 def test_settings_are_checked(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Windows(**values)
+
+
+def test_a_smaller_window_needs_no_other_setting() -> None:
+    assert len(cut("Well. " * 100, Windows(tokens=20))) > 1
+    with pytest.raises(TextTooLong):
+        cut("Well. " * 100, Windows(limit=100))
+
+
+def test_a_sentence_alone_has_little_of_a_long_prompt() -> None:
+    asked = Conversation.exchange("Why? " * 200, "Because it is so. " * 100)
+    found = windows(asked, characters, Windows(tokens=300, history=1000))
+    prompts = [len(window.conversation.messages[0].text) for window in found]
+    said = [len(window.conversation.last.text) for window in found]
+    assert max(prompts) > 200
+    assert all(prompt <= 64 for prompt, text in zip(prompts, said, strict=True) if text < 30)
 
 
 def test_settings_fit_a_small_context() -> None:

@@ -69,8 +69,8 @@ class Calibration:
             raise CheckpointError(
                 f"the calibration was fitted on {self.model or 'a model'} with the fingerprint "
                 f"{self.fingerprint!r}, and this model has {fingerprint!r}: fit one for it "
-                "(guardrails-qwen calibrate), on the device and in the precision that it runs in, "
-                "or load it without"
+                "(guardrails-qwen calibrate), in the precision and with the windows that it runs "
+                "with, or load it without"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 
@@ -121,7 +121,7 @@ def _verdict(
 class Piece:
     """A stretch of a prompt. Only in `scaffold` do special tokens mean what they say."""
 
-    text: str
+    text: str = field(repr=False)
     scaffold: bool
 
 

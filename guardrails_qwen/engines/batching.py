@@ -109,20 +109,27 @@ class Batcher(Generic[Item]):
         with self._changed:
             return self._queue.waiting
 
-    def judge(self, items: Sequence[Item]) -> list[Outcome]:
+    def judge(self, items: Sequence[Item], *, conversations: int | None = None) -> list[Outcome]:
         """One outcome for each item, in order; blocks until all are there.
+
+        Args:
+            items: What to run.
+            conversations: How many they stand for, where a long one became many items: that is
+                what counts towards the capacity. By default each item is one.
 
         Raises:
             EngineOverloaded: Too many wait already.
             EngineClosed: After `close()`.
             EngineError: The worker ended, or could not start.
         """
-        with self._asked(items) as answer:
+        with self._asked(items, conversations) as answer:
             return answer.result()
 
-    async def ajudge(self, items: Sequence[Item]) -> list[Outcome]:
+    async def ajudge(
+        self, items: Sequence[Item], *, conversations: int | None = None
+    ) -> list[Outcome]:
         """As `judge`, without blocking the event loop."""
-        with self._asked(items) as answer:
+        with self._asked(items, conversations) as answer:
             await _done(answer)
             return answer.result()
 
@@ -150,9 +157,15 @@ class Batcher(Generic[Item]):
     # A caller's side
 
     @contextmanager
-    def _asked(self, items: Sequence[Item]) -> Generator[Future[list[Outcome]]]:
+    def _asked(
+        self, items: Sequence[Item], conversations: int | None
+    ) -> Generator[Future[list[Outcome]]]:
         """The answer to come; whoever leaves before it is there withdraws what has not started."""
-        request = _Request(items=list(items), sizes=[self._size(item) for item in items])
+        request = _Request(
+            items=list(items),
+            sizes=[self._size(item) for item in items],
+            weight=min(len(items), conversations or len(items)),
+        )
         if not request.items:
             request.answer.set_result([])
         try:
@@ -166,7 +179,7 @@ class Batcher(Generic[Item]):
 
     def _enter(self, request: _Request[Item]) -> None:
         with self._changed:
-            self._admit(len(request.items))
+            self._admit(request.weight)
             self._start()
             self._queue.enter(request)
             if self._queue.requests == 1 or self._queue.load >= self._budget:
@@ -179,7 +192,7 @@ class Batcher(Generic[Item]):
             raise EngineClosed("the engine is closed")
         waiting, capacity = self._queue.waiting, self._settings.capacity
         if waiting and waiting + new > capacity:
-            waiting -= self._queue.beyond(capacity)  # a bulk keeps nobody out
+            waiting = self._queue.conversations(capacity)
         if waiting and waiting + new > capacity:
             raise EngineOverloaded(
                 f"{waiting} conversations wait for {self._name}, and with {new} more they would "
@@ -275,10 +288,17 @@ class _Request(Generic[Item]):
 
     items: list[Item]
     sizes: list[int]
+    weight: int
+    """Conversations."""
     arrived: float = field(default_factory=time.monotonic)
     started: int = 0
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
     answer: Future[list[Outcome]] = field(default_factory=Future[list[Outcome]])
+
+    @property
+    def left(self) -> int:
+        """Conversations that have not started, rounded up."""
+        return -(-self.weight * (len(self.items) - self.started) // len(self.items))
 
     def receive(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -309,11 +329,13 @@ class _Queue(Generic[Item]):
         """When the request arrived that has waited longest."""
         return min(request.arrived for request in self._turns)
 
-    def beyond(self, capacity: int) -> int:
-        """Items of requests larger than the capacity that are more than half of it."""
-        bulks = (request for request in self._turns if len(request.items) > capacity)
-        most = (capacity + 1) // 2
-        return sum(max(0, len(bulk.items) - bulk.started - most) for bulk in bulks)
+    def conversations(self, capacity: int) -> int:
+        """How many wait, where a request of more than the capacity counts as half of it at most."""
+        half = (capacity + 1) // 2
+        return sum(
+            min(request.left, half) if request.weight > capacity else request.left
+            for request in self._turns
+        )
 
     def enter(self, request: _Request[Item]) -> None:
         self._turns[request] = None

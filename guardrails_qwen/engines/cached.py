@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import guardrails_qwen
 from guardrails_qwen.conversation import Conversation, Message
@@ -117,10 +120,14 @@ class CachedEngine:
         self.engine = engine
         self.store: VerdictStore = MemoryStore() if store is None else store
         self._patience = patience
-        self._flights = Flights()
-        self._lock = threading.Lock()
         self._stats = CacheStats()
         self._closed = False
+        self._restart()
+        _cached.add(self)
+
+    def _restart(self) -> None:
+        self._flights = Flights()
+        self._lock = threading.Lock()
         # Not the loop's own executor: its threads may all be waiting for a task of that loop.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="guardrails-qwen-cache")
 
@@ -376,3 +383,16 @@ def _key(conversation: Conversation, fingerprint: str) -> str:
 def _read_by_a_model(message: Message) -> list[Any]:
     calls = [[call.name, call.arguments] for call in message.tool_calls]
     return [message.role.value, message.name, message.text, calls]
+
+
+_cached: WeakSet[CachedEngine] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Forget the parent's claims, its thread, and a lock that it may have held."""
+    for engine in list(_cached):
+        engine._restart()  # pyright: ignore[reportPrivateUsage]
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)

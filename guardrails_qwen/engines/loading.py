@@ -69,7 +69,7 @@ class Checkpoint:
 def load(
     model: str | Path,
     *,
-    device: str = "auto",
+    device: torch.device,
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     local_files_only: bool = False,
@@ -81,8 +81,7 @@ def load(
         config = cast("PreTrainedConfig", _from_pretrained(AutoConfig, source, **options))
         _require_qwen3guard_gen(config)
         tokenizer = cast("_Tokenizer", _from_pretrained(AutoTokenizer, source, **options))
-        chosen = _device(device)
-        precision = Precision.of(dtype, chosen)
+        precision = Precision.of(dtype, device)
         network, info = _from_pretrained(
             AutoModelForCausalLM,
             source,
@@ -101,7 +100,7 @@ def load(
         return Checkpoint(
             name=Path(source).name if Path(source).is_dir() else str(model),
             fingerprint=_fingerprint(network, tokenizer, precision),
-            decoder=Decoder(network.to(chosen), precision),
+            decoder=Decoder(network.to(device), precision),
             encoder=encoder,
             template=template,
             end=_end(tokenizer),
@@ -236,12 +235,22 @@ def _fingerprint(model: Qwen3ForCausalLM, tokenizer: _Tokenizer, precision: Prec
     return digest.hexdigest()[:16]
 
 
-def _device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def device_of(name: str) -> torch.device:
+    """A device by name; of a plain `cuda` the current one of this thread.
+
+    Raises:
+        CheckpointError: There is no such device.
+    """
+    if name == "auto":
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else other
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CheckpointError(f"there is no device {name!r}: use auto, cpu, cuda or mps") from None
+    if name == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 @contextmanager

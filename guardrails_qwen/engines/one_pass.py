@@ -12,11 +12,10 @@ from torch import Tensor
 
 from guardrails_qwen.dialects.token_tree import Answer, Logits, Node, TokenTree, shares
 from guardrails_qwen.engines.decoder import Decoder, KeysValues
-from guardrails_qwen.engines.graphs import GraphedDecoder, cuda_recorder, lengths_up_to
+from guardrails_qwen.engines.graphs import GraphedDecoder, Record, cuda_recorder, lengths_up_to
 from guardrails_qwen.engines.packing import (
     PackedTree,
     Row,
-    Slot,
     chunk_row,
     first_row,
     plan,
@@ -75,10 +74,17 @@ class OnePass:
         tree: The answers.
         row_tokens: Prompts are packed into rows of about this many tokens, and a longer prompt
             has a row of its own. Attention over a row costs its square.
+        record: How rows are recorded, if they are; on CUDA they always are.
     """
 
     def __init__(
-        self, decoder: Decoder, prefix: Sequence[int], tree: TokenTree, *, row_tokens: int
+        self,
+        decoder: Decoder,
+        prefix: Sequence[int],
+        tree: TokenTree,
+        *,
+        row_tokens: int,
+        record: Record | None = None,
     ) -> None:
         self._decoder = decoder
         self._past = len(prefix)
@@ -90,10 +96,10 @@ class OnePass:
         lengths = lengths_up_to(row_tokens)
         room = self._room(lengths[-1], row_tokens // len(self._packed) + 1)
         self._behind = decoder.keys_values(room)
+        if record is None and decoder.device.type == "cuda":
+            record = cuda_recorder(decoder.device)
         self._graphs = (
-            GraphedDecoder(decoder, self._past, self._behind, lengths, cuda_recorder())
-            if decoder.device.type == "cuda"
-            else None
+            GraphedDecoder(decoder, self._past, self._behind, lengths, record) if record else None
         )
         if prefix:
             self._run(chunk_row(list(prefix), 0), 0, self._behind)
@@ -112,6 +118,9 @@ class OnePass:
         results: dict[int, Scored | OffFormat | NotFinite] = {}
         for indices in plan(list(map(self.size, prompts)), self._row_tokens):
             scored = self._score_row([prompts[i] for i in indices])
+            if len(indices) > 1 and any(isinstance(one, NotFinite) for one in scored):
+                # What is masked out is multiplied by 0, and NaN times 0 is NaN.
+                scored = [self._score_row([prompts[i]])[0] for i in indices]
             results.update(zip(indices, scored, strict=True))
         return [results[i] for i in range(len(prompts))]
 
@@ -121,7 +130,8 @@ class OnePass:
 
     def _score_row(self, prompts: Sequence[Sequence[int]]) -> list[Scored | OffFormat | NotFinite]:
         past = self._past
-        behind = self._roomy(self._room(sum(map(self.size, prompts)), len(prompts)))
+        sizes = list(map(self.size, prompts))
+        behind = self._roomy(self._room(sum(sizes), len(prompts)))
         piece = _PIECE_ROWS * self._row_tokens
         if len(prompts) == 1 and len(prompts[0]) > piece:
             *chunks, rest = _chunks(prompts[0], piece)
@@ -145,7 +155,7 @@ class OnePass:
                 reads[i][fork] = read
                 ends[i] = self._greedy(reads[i])
         return [
-            self._scored(end, own, slot) for end, own, slot in zip(ends, reads, slots, strict=True)
+            self._scored(end, own, size) for end, own, size in zip(ends, reads, sizes, strict=True)
         ]
 
     def _roomy(self, room: int) -> KeysValues:
@@ -170,7 +180,7 @@ class OnePass:
         return self._packed.tree.greedy({node: read.children for node, read in reads.items()})
 
     def _scored(
-        self, end: Node, reads: dict[Node, _Read], slot: Slot
+        self, end: Node, reads: dict[Node, _Read], size: int
     ) -> Scored | OffFormat | NotFinite:
         values = (value for read in reads.values() for value in read.children.values())
         if not all(map(math.isfinite, values)):
@@ -185,7 +195,7 @@ class OnePass:
             answer=answer,
             distribution=tree.distribution(logits),
             last=_last_field(end, logits),
-            tokens=slot.tokens + len(self._packed),
+            tokens=size,
         )
 
     def _reads(self, hidden: Tensor, nodes: Sequence[Node]) -> list[_Read]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -151,9 +150,13 @@ def _prefix_only(tokens: int, past: int, between: int = 0) -> Tensor:
     return mask
 
 
-@lru_cache(maxsize=64)
 def _triangle(tokens: int) -> Tensor:
+    if tokens <= len(_TRIANGLE):
+        return _TRIANGLE[:tokens, :tokens]
     return torch.ones(tokens, tokens, dtype=torch.bool).tril_()
+
+
+_TRIANGLE = torch.ones(1024, 1024, dtype=torch.bool).tril_()
 
 
 def _row(ids: Sequence[int], positions: list[int], mask: Tensor, reads: list[int]) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -33,8 +33,8 @@ _PROBES = (
 class Prompt:
     """Token ids: the policy prefix that many prompts share, and what is a prompt's own."""
 
-    prefix: tuple[int, ...]
-    rest: list[int]
+    prefix: tuple[int, ...] = field(repr=False)
+    rest: list[int] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.prefix) + len(self.rest)

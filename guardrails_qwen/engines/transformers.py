@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("guardrails_qwen")
 
-_INLINE = 20_000
-"""Characters of a request that are prepared on the event loop itself: some milliseconds at most."""
+_INLINE = 4_000
+"""Characters of a request that are prepared on the event loop itself, in a few milliseconds."""
+_OVERHEAD = 200
+"""Characters that preparing a message costs besides its own."""
 _SLACK = 32
 """Tokens that a text may take more in a prompt than by itself."""
 _LEAST_ROOM = 64
@@ -149,7 +151,7 @@ class TransformersEngine:
                 'guardrails-qwen[local]'`.
         """
         try:
-            from guardrails_qwen.engines.loading import load
+            from guardrails_qwen.engines.loading import device_of, load
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
@@ -160,7 +162,7 @@ class TransformersEngine:
             checkpoint = loader.submit(
                 load,
                 model,
-                device=device,
+                device=device_of(device),
                 dtype=dtype,
                 revision=revision,
                 local_files_only=local_files_only,
@@ -201,18 +203,20 @@ class TransformersEngine:
             EngineOverloaded: Too many wait already.
         """
         started = time.perf_counter()
-        request = self._request(conversations)
-        return request.outcomes(self._batcher.judge(request.jobs), started)
+        request = self._request(list(conversations))
+        judged = self._batcher.judge(request.jobs, conversations=len(request.found))
+        return request.outcomes(judged, started)
 
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """As `judge`, without blocking the event loop. A cancelled call frees its place."""
         started = time.perf_counter()
-        characters = sum(len(m.text) for item in conversations for m in item.messages)
-        if characters <= _INLINE:
+        conversations = list(conversations)
+        if sum(map(_effort, conversations)) <= _INLINE:
             request = self._request(conversations)
         else:
             request = await asyncio.to_thread(self._request, conversations)
-        return request.outcomes(await self._batcher.ajudge(request.jobs), started)
+        judged = await self._batcher.ajudge(request.jobs, conversations=len(conversations))
+        return request.outcomes(judged, started)
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The token ids that the model is given to judge a conversation, if it is not cut."""
@@ -271,9 +275,14 @@ class TransformersEngine:
     def _cut(self, conversation: Conversation) -> list[Window] | GuardError:
         settings = self._windows[qwen3guard.judges_response(conversation)]
         try:
-            return windows(conversation, self._open().encoder.lengths, settings)
+            return windows(conversation, self._lengths, settings)
         except GuardError as error:
             return error
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """Lengths in tokens, as the texts will be in a prompt."""
+        checkpoint = self._open()
+        return checkpoint.encoder.lengths(list(map(checkpoint.template.defanged, texts)))
 
     def _prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
         checkpoint = self._open()
@@ -326,7 +335,8 @@ class TransformersEngine:
                 self._passes[kind].warm_up()
             return self._passes[kind](prompts)
         except RuntimeError as error:  # torch's, out of memory among them
-            raise EngineError(f"the model failed: {type(error).__name__}") from error
+            # No EngineError, which a policy may let pass: alone in its batch, a text provoked it.
+            raise GuardError(f"the model failed: {type(error).__name__}") from error
 
     def _outcome(self, scored: Scored | OffFormat | NotFinite) -> Outcome:
         from guardrails_qwen.engines.one_pass import NotFinite, OffFormat
@@ -353,8 +363,8 @@ _Kind = tuple[bool, tuple[int, ...]]
 class _Job:
     """One prompt to score."""
 
-    kind: _Kind
-    tokens: tuple[int, ...]
+    kind: _Kind = field(repr=False)
+    tokens: tuple[int, ...] = field(repr=False)
     """Without the prefix."""
 
 
@@ -362,9 +372,9 @@ class _Job:
 class _Request:
     """One call: its conversations, cut, and what has to run for them; what is equal runs once."""
 
-    found: list[list[Window] | GuardError]
+    found: list[list[Window] | GuardError] = field(repr=False)
     """For each conversation its windows."""
-    tried: list[_Job | TextTooLong]
+    tried: list[_Job | TextTooLong] = field(repr=False)
     """For each window, in order."""
 
     @cached_property
@@ -376,13 +386,34 @@ class _Request:
         """One outcome for each conversation, from those of the jobs."""
         seconds = time.perf_counter() - started
         ready = dict(zip(self.jobs, judged, strict=True))
-        each = iter([ready[job] if isinstance(job, _Job) else job for job in self.tried])
+        each = iter([self._of(job, ready) for job in self.tried])
         return [
             item
             if isinstance(item, GuardError)
             else _timed(merged(item, [next(each) for _ in item]), seconds)
             for item in self.found
         ]
+
+    @staticmethod
+    def _of(job: _Job | TextTooLong, ready: dict[_Job, Outcome]) -> Outcome:
+        """The outcome of a job; what ran once costs once."""
+        if isinstance(job, TextTooLong):
+            return job
+        outcome = ready[job]
+        if isinstance(outcome, Verdict):
+            ready[job] = replace(outcome, tokens=0)
+        return outcome
+
+
+def _effort(conversation: Conversation) -> int:
+    """What preparing a conversation takes, in characters."""
+    return sum(
+        _OVERHEAD
+        + len(message.text)
+        + len(message.name or "")
+        + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+        for message in conversation.messages
+    )
 
 
 def _timed(outcome: Outcome, seconds: float) -> Outcome:
