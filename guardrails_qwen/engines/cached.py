@@ -95,6 +95,10 @@ _Steps = Generator[_Step, Any, list[Outcome]]
 threads nor event loops; the doors drive it."""
 
 
+_REST = 5.0
+"""Seconds that a slow store is left alone for after it failed."""
+
+
 class CachedEngine:
     """An engine that keeps verdicts, and computes equal conversations at equal times once.
 
@@ -122,6 +126,7 @@ class CachedEngine:
         self._patience = patience
         self._stats = CacheStats()
         self._closed = False
+        self._rested = 0.0
         self._restart()
         _cached.add(self)
 
@@ -294,6 +299,8 @@ class CachedEngine:
     def _stored(self, step: _Read | _Write) -> dict[str, Verdict]:
         """Read or write; a store that fails is left alone for the rest: failing takes time."""
         found: dict[str, Verdict] = {}
+        if time.monotonic() < self._rested:
+            return found
         try:
             if isinstance(step, _Write):
                 for key, verdict in step.verdicts.items():
@@ -305,6 +312,8 @@ class CachedEngine:
                         found[key] = verdict
         except Exception as error:  # noqa: BLE001  no failure of a cache may fail a judgement
             self._failed(error)
+            if self.store.blocking:  # its failures take time, one caller after another
+                self._rested = time.monotonic() + _REST
         return found
 
     def _failed(self, error: Exception) -> None:

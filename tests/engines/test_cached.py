@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -531,13 +534,21 @@ class BrokenStore:
     def close(self) -> None: ...
 
 
-@pytest.mark.parametrize("blocking", [False, True])
-@pytest.mark.parametrize(("fails_at", "errors"), [("get", 4), ("put", 2)])
+BROKEN = [
+    pytest.param("get", False, 4, 2, id="reading"),
+    pytest.param("put", False, 2, 4, id="writing"),
+    pytest.param("get", True, 1, 1, id="reading slowly, and left alone for a while"),
+    pytest.param("put", True, 1, 2, id="writing slowly, and left alone for a while"),
+]
+
+
+@pytest.mark.parametrize(("fails_at", "blocking", "errors", "gets"), BROKEN)
 def test_a_store_that_fails_fails_no_judgement(
     judge: Judging,
     fails_at: str,
-    errors: int,
     blocking: bool,
+    errors: int,
+    gets: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = BrokenStore(fails_at, blocking)
@@ -546,7 +557,7 @@ def test_a_store_that_fails_fails_no_judgement(
         for _ in range(2):
             assert severities(judge(cached, said("a bomb", "hello"))) == ["Unsafe", "Safe"]
     assert cached.stats == CacheStats(misses=4, errors=errors)
-    assert store.gets == (2 if fails_at == "get" else 4)  # no second try within a batch
+    assert store.gets == gets  # no second try within a batch
     assert len(caplog.records) == 1
     assert "bomb" not in caplog.text
     cached.close()
@@ -585,7 +596,7 @@ def test_a_database_that_breaks_later_fails_no_judgement(tmp_path: Path, judge: 
     with CachedEngine(ScriptedEngine(SCRIPT), DiskStore(tmp_path / "c")) as cached:
         _drop(tmp_path / "c")
         assert severities(judge(cached, said("a bomb"))) == ["Unsafe"]
-        assert cached.stats.errors == 2
+        assert cached.stats.errors == 1
 
 
 def _drop(folder: Path) -> None:
@@ -649,3 +660,26 @@ def test_two_doors_and_two_stores_agree(tmp_path: Path) -> None:
             assert cached.stats == CacheStats(hits=3, misses=4, shared=1)
     assert all(found == outcomes[0] for found in outcomes)
     assert isinstance(outcomes[0][2], GuardError)
+
+
+_FORK = """
+import asyncio, os, sys
+from guardrails_qwen import Conversation
+from guardrails_qwen.engines.cached import CachedEngine
+from guardrails_qwen.engines.disk_store import DiskStore
+from guardrails_qwen.testing import ScriptedEngine
+
+cached = CachedEngine(ScriptedEngine(), DiskStore(sys.argv[1]))
+asyncio.run(cached.ajudge([Conversation.of("before")]))
+child = os.fork()
+if child == 0:
+    asyncio.run(asyncio.wait_for(cached.ajudge([Conversation.of("after")]), 30))
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _FORK, str(tmp_path / "c")]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
