@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from guardrails_qwen.conversation import Conversation, ConversationLike, Message, Role
 from guardrails_qwen.decision import Decision
-from guardrails_qwen.engines.base import Engine, Outcome
+from guardrails_qwen.engines.base import Engine, Outcome, failure
 from guardrails_qwen.errors import ConversationError, EngineError, GuardError, GuardViolation
 from guardrails_qwen.policy import Policy
 from guardrails_qwen.redaction import redacted, suspects
@@ -176,14 +176,14 @@ class Guard:
             outcomes = self.engine.judge(conversations) if conversations else []
             return _complete(conversations, outcomes)
         except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing was judged
-            return [_failure(error)] * len(conversations)
+            return [failure(error)] * len(conversations)
 
     async def _ajudge(self, conversations: Sequence[Conversation]) -> Sequence[Outcome]:
         try:
             outcomes = await self.engine.ajudge(conversations) if conversations else []
             return _complete(conversations, outcomes)
         except Exception as error:  # noqa: BLE001  whatever an engine raises, nothing was judged
-            return [_failure(error)] * len(conversations)
+            return [failure(error)] * len(conversations)
 
     def _steps(self, values: Iterable[ConversationLike], stage: Stage | None) -> _Steps:
         started = time.perf_counter()
@@ -320,19 +320,6 @@ def _conversation(value: ConversationLike, stage: Stage | None) -> Conversation 
         return Conversation.of(value)
     except GuardError as error:
         return error
-
-
-def _failure(error: Exception) -> GuardError:
-    """What stands for an engine's exception.
-
-    Of a foreign one only the type, since it may quote the text. It is no `EngineError`: a bug is
-    nothing that `on_error: allow` should wave through, since a text may have provoked it.
-    """
-    if isinstance(error, GuardError):
-        return error
-    failure = GuardError(f"the engine failed: {type(error).__name__}")
-    failure.__cause__ = error
-    return failure
 
 
 _REDACTION_CHARACTERS = 50_000

@@ -40,3 +40,16 @@ class Engine(Protocol):
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """Judge a batch; never blocks the event loop."""
         ...
+
+
+def failure(error: Exception) -> GuardError:
+    """What stands for an exception that kept a text from being judged.
+
+    Of a foreign one only the type, since it may quote the text. It is no `EngineError`: a bug is
+    nothing that `on_error: allow` should wave through, since a text may have provoked it.
+    """
+    if isinstance(error, GuardError):
+        return error
+    failed = GuardError(f"the engine failed: {type(error).__name__}")
+    failed.__cause__ = error
+    return failed

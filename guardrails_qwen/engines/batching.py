@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
-from guardrails_qwen.engines.base import Outcome
-from guardrails_qwen.errors import EngineClosed, EngineError, EngineOverloaded, GuardError
+from guardrails_qwen.engines.base import Outcome, failure
+from guardrails_qwen.errors import EngineClosed, EngineError, EngineOverloaded
 
 logger = logging.getLogger("guardrails_qwen")
 
@@ -263,7 +263,7 @@ class Batcher(Generic[Item]):
             return [EngineClosed(*error.args) for _ in items]
         except Exception as error:  # noqa: BLE001 (a bug too spares the neighbours)
             if len(items) == 1:
-                return [_failure(error)]
+                return [failure(error)]
         middle = len(items) // 2
         return [*self._judged(items[:middle]), *self._judged(items[middle:])]
 
@@ -393,19 +393,6 @@ def _complete(outcomes: list[Outcome], expected: int) -> list[Outcome]:
     if len(outcomes) != expected:
         raise EngineError(f"the engine returned {len(outcomes)} outcomes for {expected} items")
     return outcomes
-
-
-def _failure(error: Exception) -> GuardError:
-    """What stands for an exception; of a foreign one only the type, since it may quote the text.
-
-    A foreign one is no `EngineError`: a bug is nothing that `on_error: allow` should wave through,
-    since a text may have provoked it.
-    """
-    if isinstance(error, GuardError):
-        return error
-    failure = GuardError(f"the engine failed: {type(error).__name__}")
-    failure.__cause__ = error
-    return failure
 
 
 def _fail(requests: Sequence[_Request[Item]], error: Callable[[], EngineError]) -> None:

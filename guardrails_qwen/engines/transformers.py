@@ -22,7 +22,6 @@ from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.errors import (
     CheckpointError,
     EngineClosed,
-    EngineError,
     GuardError,
     TextTooLong,
     UnreadableVerdict,
@@ -227,11 +226,11 @@ class TransformersEngine:
 
         Raises:
             EngineClosed: After `close()`.
-            EngineError: The model failed.
+            GuardError: The model failed.
         """
         self._warm = True
         for outcome in self.judge([Conversation.of(""), Conversation.exchange("", "")]):
-            if isinstance(outcome, EngineError) and not isinstance(outcome, UnreadableVerdict):
+            if isinstance(outcome, GuardError) and not isinstance(outcome, UnreadableVerdict):
                 raise outcome
 
     def close(self) -> None:
@@ -325,18 +324,14 @@ class TransformersEngine:
     ) -> list[Scored | OffFormat | NotFinite]:
         from guardrails_qwen.engines.one_pass import OnePass
 
-        try:
-            if kind not in self._passes:
-                response, prefix = kind
-                self._passes[kind] = OnePass(
-                    self._open().decoder, prefix, self._trees[response], row_tokens=self._row_tokens
-                )
-            if self._warm:
-                self._passes[kind].warm_up()
-            return self._passes[kind](prompts)
-        except RuntimeError as error:  # torch's, out of memory among them
-            # No EngineError, which a policy may let pass: alone in its batch, a text provoked it.
-            raise GuardError(f"the model failed: {type(error).__name__}") from error
+        if kind not in self._passes:
+            response, prefix = kind
+            self._passes[kind] = OnePass(
+                self._open().decoder, prefix, self._trees[response], row_tokens=self._row_tokens
+            )
+        if self._warm:
+            self._passes[kind].warm_up()
+        return self._passes[kind](prompts)
 
     def _outcome(self, scored: Scored | OffFormat | NotFinite) -> Outcome:
         from guardrails_qwen.engines.one_pass import NotFinite, OffFormat
