@@ -76,7 +76,7 @@ $(DEMO_READY): $(PIP_READY) $(CORE) $(LANGCHAIN)
 
 $(TEST_READY): $(DEMO_READY) $(LLAMA_INDEX)
 	@echo "Installing the tests' dependencies into $(VENV) …"
-	@$(INSTALL) -e '.[local,cache,calibration]' -e integrations/llama_index --group test
+	@$(INSTALL) -e '.[local,remote,cache,calibration]' -e integrations/llama_index --group test
 	@touch $@
 
 $(LINT_READY): $(PIP_READY) $(CORE)
