@@ -105,10 +105,10 @@ def merged(found: Sequence[Window], outcomes: Sequence[Outcome]) -> Outcome:
     """The outcome for a conversation from those of its windows.
 
     Of a single window it is that window's. Otherwise an error of any window is an error of the
-    whole. The severity is the worst, categories are those of all windows that are not safe, scores
-    are upper bounds (the highest of all windows), tokens add up. A reply counts as refused where
-    its beginning refuses, and every window that is not safe does. `spans` are the windows that are
-    not safe, the worst first.
+    whole. The severity is the worst, categories and labels are those of all windows that are not
+    safe, scores are upper bounds (the highest of all windows), tokens add up. A reply counts as
+    refused where its beginning refuses, and every window that is not safe does. `spans` are the
+    windows that are not safe, the worst first.
     """
     if len(found) != len(outcomes) or not found:
         raise ValueError(f"{len(outcomes)} outcomes for {len(found)} windows")
@@ -127,6 +127,8 @@ def merged(found: Sequence[Window], outcomes: Sequence[Outcome]) -> Outcome:
         refusal=_all([verdict.refusal for verdict in spoken]),
         scores=_scores(verdicts, spoken),
         spans=_spans(found, verdicts),
+        labels=frozenset[str]().union(*(verdict.labels for verdict in harmful)),
+        label_scores=_label_scores(verdicts),
         tokens=sum(verdict.tokens or 0 for verdict in verdicts),
     )
 
@@ -244,6 +246,17 @@ def _scores(verdicts: Sequence[Verdict], spoken: Sequence[Verdict]) -> Scores | 
         category=named if any(v.scores and v.scores.category for v in verdicts) else {},
         refusal=min(refused) if len(refused) == len(refusals) else None,
     )
+
+
+def _label_scores(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """The highest of all windows, for the same reason; a found one that has none there is sure."""
+    told = dict[str, float]()
+    if any(verdict.label_scores for verdict in verdicts):
+        for verdict in verdicts:
+            scores = dict.fromkeys(verdict.labels, 1.0) | dict(verdict.label_scores)
+            for label, score in scores.items():
+                told[label] = max(score, told.get(label, 0.0))
+    return told
 
 
 def _spans(found: Sequence[Window], verdicts: Sequence[Verdict]) -> tuple[Span, ...]:

@@ -58,6 +58,9 @@ class Category(str, Enum):
         return self.value
 
 
+_LONGEST_LABEL = 64
+"""Characters; a model's name for what it finds is shorter, and a text is mostly longer."""
+
 _CATEGORY_ORDER = {category: index for index, category in enumerate(Category)}
 
 
@@ -149,6 +152,12 @@ class Verdict:
     """None where the engine offers no probabilities."""
     spans: tuple[Span, ...] = ()
     """Where in the judged text the harm is, if the engine can tell."""
+    labels: frozenset[str] = frozenset()
+    """What the model found, by its own names where these are not ours: `S1`, `violence/graphic`.
+    `categories` says the same by ours, so policies need not know them."""
+    label_scores: Mapping[str, float] = field(default_factory=dict[str, float], compare=False)
+    """How sure the model is of each of its own labels, in 0 … 1, found or not; what the number
+    means is the model's to say. Empty where it tells none."""
     model: str = ""
     """The model that judged, by name."""
     fingerprint: str = ""
@@ -161,6 +170,12 @@ class Verdict:
     def __post_init__(self) -> None:
         object.__setattr__(self, "severity", Severity(self.severity))
         object.__setattr__(self, "categories", frozenset(map(Category, self.categories)))
+        object.__setattr__(self, "labels", frozenset(self.labels))
+        for name in (*self.labels, *self.label_scores):
+            if not (name.isprintable() and 0 < len(name) <= _LONGEST_LABEL):
+                raise ValueError("a label is a short printable name, and this is none")
+        if not all(0 <= score <= 1 for score in self.label_scores.values()):  # NaN is not
+            raise ValueError("the score of a label has to be between 0 and 1")
 
     @property
     def summary(self) -> str:
@@ -190,6 +205,8 @@ class Verdict:
             "refusal": self.refusal,
             "scores": self.scores.to_dict() if self.scores else None,
             "spans": [span.to_dict() for span in self.spans],
+            "labels": sorted(self.labels),
+            "label_scores": dict(sorted(self.label_scores.items())),
             "model": self.model,
             "fingerprint": self.fingerprint,
             "tokens": self.tokens,
@@ -206,6 +223,8 @@ class Verdict:
             refusal=data.get("refusal"),
             scores=Scores.from_dict(scores) if scores else None,
             spans=tuple(map(Span.from_dict, data.get("spans", ()))),
+            labels=frozenset(data.get("labels", ())),
+            label_scores={k: float(p) for k, p in data.get("label_scores", {}).items()},
             model=data.get("model", ""),
             fingerprint=data.get("fingerprint", ""),
             tokens=data.get("tokens"),

@@ -31,7 +31,7 @@ from guardrails_qwen import (
     Verdict,
 )
 from guardrails_qwen.cutting import Measure
-from guardrails_qwen.dialects.qwen3guard import turns
+from guardrails_qwen.dialects.turns import turns
 from guardrails_qwen.longtext import Window, Windows, merged, windows
 
 SMALL = Windows(tokens=20, overlap=5, history=40, sentences=False)
@@ -427,6 +427,18 @@ def test_scores_are_upper_bounds() -> None:
     assert scores.at_least(Severity.UNSAFE) == pytest.approx(0.6)
     assert scores.category[Category.PII] == 0.6
     assert scores.category[Category.VIOLENT] == 0.5
+
+
+def test_labels_are_those_of_all_that_is_not_safe_and_their_scores_the_highest() -> None:
+    mild = Verdict(severity=Severity.SAFE, label_scores={"a": 0.3, "b": 0.1})
+    harm = Verdict(
+        severity=Severity.UNSAFE, labels=frozenset({"b"}), label_scores={"a": 0.2, "b": 0.9}
+    )
+    sure = Verdict(severity=Severity.UNSAFE, labels=frozenset({"c"}))
+    found = verdict(mild, harm, sure)
+    assert found.labels == {"b", "c"}
+    assert found.label_scores == {"a": 0.3, "b": 0.9, "c": 1.0}
+    assert verdict(sure, sure).label_scores == {}
 
 
 def test_a_verdict_without_scores_counts_as_certain() -> None:

@@ -73,6 +73,36 @@ def test_impossible_probabilities_are_refused(fields: dict[str, Any]) -> None:
         Scores(**fields)
 
 
+NO_LABELS: list[Any] = [
+    pytest.param({"labels": frozenset({""})}, "short printable", id="nothing"),
+    pytest.param({"labels": frozenset({"S1\nS2"})}, "short printable", id="two lines"),
+    pytest.param({"labels": frozenset({"x" * 65})}, "short printable", id="a text"),
+    pytest.param({"label_scores": {"x" * 65: 0.5}}, "short printable", id="a scored text"),
+    pytest.param({"label_scores": {"S1": math.nan}}, "between 0 and 1", id="NaN"),
+    pytest.param({"label_scores": {"S1": -0.1}}, "between 0 and 1", id="negative"),
+    pytest.param({"label_scores": {"S1": 1.1}}, "between 0 and 1", id="above one"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), NO_LABELS)
+def test_labels_are_names_and_their_scores_shares(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Verdict(severity=Severity.UNSAFE, **fields)
+    assert "xxx" not in str(caught.value)
+
+
+def test_labels_tell_verdicts_apart_and_their_scores_do_not() -> None:
+    found = Verdict(severity=Severity.UNSAFE, labels=frozenset({"S1"}), label_scores={"S1": 0.5})
+    assert found == Verdict(severity=Severity.UNSAFE, labels=frozenset({"S1"}))
+    assert found != Verdict(severity=Severity.UNSAFE)
+
+
+def test_a_verdict_from_before_labels_is_read() -> None:
+    old = Verdict(severity=Severity.UNSAFE).to_dict()
+    del old["labels"], old["label_scores"]
+    assert Verdict.from_dict(old) == Verdict(severity=Severity.UNSAFE)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"severity": math.nan}, {"severity": "Unsafe"}, {"severity": 3}, {"severity": None}],
@@ -141,6 +171,7 @@ scores_ = st.builds(
     category=st.dictionaries(st.sampled_from(list(Category)), st.floats(0, 1)),
     refusal=st.none() | st.floats(0, 1),
 )
+names = st.sampled_from(["S1", "violence/graphic", "暴力"])
 verdicts = st.builds(
     Verdict,
     severity=st.sampled_from(list(Severity)),
@@ -148,6 +179,8 @@ verdicts = st.builds(
     refusal=st.none() | st.booleans(),
     scores=st.none() | scores_,
     spans=st.lists(spans, max_size=2).map(tuple),
+    labels=st.frozensets(names),
+    label_scores=st.dictionaries(names, st.floats(0, 1)),
     model=st.text(),
     fingerprint=st.text(),
     tokens=st.none() | st.integers(0),
@@ -163,6 +196,7 @@ def test_a_verdict_survives_to_dict_json_and_pickle(verdict: Verdict) -> None:
     ):
         assert again == verdict
         assert again.scores == verdict.scores
+        assert again.label_scores == verdict.label_scores
         assert (again.tokens, again.seconds) == (verdict.tokens, verdict.seconds)
 
 
@@ -191,7 +225,7 @@ import json
 from guardrails_qwen import *
 every = frozenset(Category)
 span = Span(start=0, end=1, categories=every)
-verdict = Verdict(severity=Severity.UNSAFE, categories=every, spans=(span,))
+verdict = Verdict(severity=Severity.UNSAFE, categories=every, spans=(span,), labels={"b", "a"})
 policy = Policy.loose()
 decision = policy.decide(Stage.INPUT, verdict)
 facts = [verdict.summary, verdict.to_dict(), decision.to_dict(), policy.to_yaml()]

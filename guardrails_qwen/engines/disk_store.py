@@ -9,7 +9,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from guardrails_qwen.engines.verdict_store import require_limits
 from guardrails_qwen.verdict import Verdict
@@ -124,6 +124,8 @@ class _Entry(BaseModel):
     refusal: bool | None
     scores: _ScoresEntry | None
     spans: list[_SpanEntry]
+    labels: list[str] = Field(default_factory=list[str])
+    label_scores: dict[str, float] = Field(default_factory=dict[str, float])
     model: str
     fingerprint: str
     tokens: int | None

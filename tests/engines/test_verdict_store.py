@@ -256,6 +256,8 @@ FORGED: list[Any] = [
     pytest.param({"seconds": float("nan")}, id="not a number"),
     pytest.param({"more": 1}, id="a field too many"),
     pytest.param({"spans": [{"start": 1}]}, id="half a span"),
+    pytest.param({"labels": ["of a\nmoderated text"]}, id="a text for a label"),
+    pytest.param({"label_scores": {"S1": 2.0}}, id="a score above one"),
     pytest.param({"scores": {"severity": {"Safe": 1.0}, "category": {}, "refusal": None}}, id="P"),
 ]
 

@@ -31,6 +31,8 @@ FULL = Verdict(
         refusal=2 / 7,
     ),
     spans=(Span(start=1, end=4, categories=frozenset({Category.VIOLENT})),),
+    labels=frozenset({"S1", "S10"}),
+    label_scores={"S1": 0.9, "S2": 1e-9},
     model="m",
     fingerprint="f",
     tokens=12,
