@@ -13,7 +13,7 @@ from itertools import groupby
 
 from guardrails_qwen.conversation import Conversation, Message, Role
 from guardrails_qwen.cutting import Measure, Ruler, alone, excerpt, runs, units_of
-from guardrails_qwen.dialects import qwen3guard
+from guardrails_qwen.dialects.turns import turns
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.errors import EngineError, GuardError, UnreadableVerdict
 from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
@@ -147,7 +147,7 @@ def _side(message: Message) -> bool:
 
 def _text(group: Sequence[Message]) -> str:
     """A turn as the model reads it."""
-    return qwen3guard.turns(Conversation(tuple(group)))[-1][1]
+    return turns(Conversation(tuple(group)))[-1][1]
 
 
 def _require_covered(turn: str, cuts: Sequence[Span]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects import qwen3guard
+from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.errors import EngineError, GuardError
 from guardrails_qwen.verdict import Severity, Verdict
@@ -91,7 +92,7 @@ class FailingEngine:
 
 
 def _read(answer: str, conversation: Conversation) -> Verdict:
-    response = qwen3guard.judges_response(conversation)
+    response = judges_response(conversation)
     if response and "\nRefusal:" not in answer and "\nCategories:" in answer:
         answer += "\nRefusal: No"
     return qwen3guard.read(answer, response=response)

@@ -24,7 +24,7 @@ class Dialect(Protocol):
 
     @property
     def name(self) -> str:
-        """The family: `qwen3guard`, `llama_guard` …"""
+        """The family, as `qwen3guard` or `llama_guard`."""
         ...
 
     @property
@@ -64,9 +64,7 @@ class Dialect(Protocol):
         """A regular expression for every answer that can be read; None where there is none."""
         ...
 
-    def read(
-        self, answer: str, conversation: Conversation, steps: Sequence[Step] = ()
-    ) -> Verdict:
+    def read(self, answer: str, conversation: Conversation, steps: Sequence[Step] = ()) -> Verdict:
         """The verdict in an answer, with scores where the steps that it was written in give any.
 
         Args:

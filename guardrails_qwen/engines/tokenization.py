@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from guardrails_qwen.dialects.qwen3guard import Piece
+from guardrails_qwen.dialects.template import Piece
 
 _PROBES = (
     "a",

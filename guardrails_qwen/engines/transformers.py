@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypedDict
 from guardrails_qwen.calibration.temperatures import Calibration
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects import qwen3guard
-from guardrails_qwen.dialects.token_tree import TokenTree, build
+from guardrails_qwen.dialects.token_tree import TokenTree
+from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.errors import (
@@ -94,7 +95,9 @@ class TransformersEngine:
         self._checkpoint: Checkpoint | None = checkpoint
         on_cpu = checkpoint.decoder.device.type == "cpu"
         self._row_tokens = row_tokens or (256 if on_cpu else 1024)
-        self._trees = {response: _tree(checkpoint, response=response) for response in (False, True)}
+        self._trees = {
+            response: checkpoint.prompting.tree(response=response) for response in (False, True)
+        }
         self._windows = {
             response: windows.within(_room(checkpoint, tree, response=response))
             for response, tree in self._trees.items()
@@ -272,7 +275,7 @@ class TransformersEngine:
         return _Request(found=found, tried=tried)
 
     def _cut(self, conversation: Conversation) -> list[Window] | GuardError:
-        settings = self._windows[qwen3guard.judges_response(conversation)]
+        settings = self._windows[judges_response(conversation)]
         try:
             return windows(conversation, self._lengths, settings)
         except GuardError as error:
@@ -280,19 +283,15 @@ class TransformersEngine:
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
         """Lengths in tokens, as the texts will be in a prompt."""
-        checkpoint = self._open()
-        return checkpoint.encoder.lengths(list(map(checkpoint.template.defanged, texts)))
+        return self._open().prompting.lengths(texts)
 
     def _prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
-        checkpoint = self._open()
-        return checkpoint.encoder.prompts(
-            [checkpoint.template.pieces(conversation) for conversation in conversations]
-        )
+        return self._open().prompting.prompts(conversations)
 
     def _job(
         self, checkpoint: Checkpoint, conversation: Conversation, prompt: Prompt
     ) -> _Job | TextTooLong:
-        response = qwen3guard.judges_response(conversation)
+        response = judges_response(conversation)
         needed = len(prompt) + self._trees[response].longest
         if needed > checkpoint.context:
             return TextTooLong(needed, checkpoint.context)
@@ -422,23 +421,11 @@ def _fingerprint(checkpoint: Checkpoint, windows: Windows) -> str:
 
 def _room(checkpoint: Checkpoint, tree: TokenTree, *, response: bool) -> int:
     """Tokens that the model's context has beside its instructions and its answer."""
-    empty = Conversation.exchange("", "") if response else Conversation.of("")
-    [prompt] = checkpoint.encoder.prompts([checkpoint.template.pieces(empty)])
-    room = checkpoint.context - len(prompt) - tree.longest - _SLACK
+    overhead = checkpoint.prompting.overhead(response=response)
+    room = checkpoint.context - overhead - tree.longest - _SLACK
     if room < _LEAST_ROOM:
         raise CheckpointError(
             f"the model's context of {checkpoint.context} tokens has room for {max(0, room)} "
             "of text beside the guard's own instructions: that is too little to judge any"
         )
     return room
-
-
-def _tree(checkpoint: Checkpoint, *, response: bool) -> TokenTree:
-    answer = qwen3guard.answer_format(response=response)
-    return build(
-        {values: answer.write(values) for values in answer.answers},
-        checkpoint.encoder.text,
-        end=checkpoint.end,
-        resolve=len(qwen3guard.EXPECTED),
-        expected=qwen3guard.EXPECTED,
-    )

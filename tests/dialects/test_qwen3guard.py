@@ -25,17 +25,15 @@ from guardrails_qwen import (
     UnreadableVerdict,
     Verdict,
 )
-from guardrails_qwen.dialects import qwen3guard
 from guardrails_qwen.dialects.qwen3guard import (
     PROMPT_ANSWER,
     RESPONSE_ANSWER,
-    GuardTemplate,
-    Render,
     read,
     scores,
-    turns,
     verdict,
 )
+from guardrails_qwen.dialects.template import GuardTemplate, Render
+from guardrails_qwen.dialects.turns import judges_response, turns
 
 Messages = list[dict[str, str]]
 CHECKPOINT = Path(guardrails_qwen.__file__).parent / "checkpoints" / "tiny-gen"
@@ -118,7 +116,7 @@ def test_an_assistants_message_is_judged_as_a_response_and_no_other(
 ) -> None:
     conversation = Conversation.of([("user", "a"), ("assistant", "b"), (role.value, "c")])
     response = role is Role.ASSISTANT
-    assert qwen3guard.judges_response(conversation) == response
+    assert judges_response(conversation) == response
     like = Conversation.exchange("x", "y") if response else Conversation.of("x")
     first = template.pieces(conversation)[0]
     assert first == template.pieces(like)[0]

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from guardrails_qwen import Conversation, Message, Role, Severity, UnreadableVerdict, Verdict
 from guardrails_qwen.dialects import qwen3guard
 from guardrails_qwen.dialects.answer import AnswerFormat
+from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.transformers import TransformersEngine
 from tests.engines.recipe import Recipe
 
@@ -42,7 +43,7 @@ LESSONS = {
 
 
 def _format(asked: Conversation) -> AnswerFormat:
-    return qwen3guard.answer_format(response=qwen3guard.judges_response(asked))
+    return qwen3guard.answer_format(response=judges_response(asked))
 
 
 def _asked(text: str) -> list[Conversation]:
@@ -148,7 +149,7 @@ def test_its_verdicts_are_those_of_the_recipe(engine: TransformersEngine, folder
     readable = 0
     for one, outcome, answer in zip(asked, engine.judge(asked), answers, strict=True):
         try:
-            expected = qwen3guard.read(answer, response=qwen3guard.judges_response(one))
+            expected = qwen3guard.read(answer, response=judges_response(one))
         except UnreadableVerdict:
             continue
         readable += 1
