@@ -57,6 +57,9 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = field(default=None, repr=False)
     """The speaker, or the tool that answered."""
+    images: tuple[str, ...] = field(default=(), repr=False)
+    """Pictures, as `https:` or `data:image/…;base64,` URLs. Few models can judge them, and a text
+    model refuses the message: see `judged_text`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.role, Role):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -65,20 +68,29 @@ class Message:
         _require_text(self.text, f"the text of a {self.role.value} message")
         if self.name is not None:
             _require_text(self.name, f"the name of a {self.role.value} message")
+        object.__setattr__(self, "images", tuple(self.images))
+        for url in self.images:
+            _require_image(url)
 
     def __repr__(self) -> str:
         calls = f", {len(self.tool_calls)} tool calls" if self.tool_calls else ""
-        return f"Message({self.role.value}, {len(self.text)} characters{calls})"
+        images = f", {len(self.images)} images" if self.images else ""
+        return f"Message({self.role.value}, {len(self.text)} characters{calls}{images})"
 
     @property
     def judged_text(self) -> str:
-        """All that a safety model has to read of this turn: name, text and tool calls."""
+        """All that a safety model has to read of this turn: name, text and tool calls.
+
+        Raises:
+            ConversationError: There are images, which nobody can judge by reading.
+        """
+        require_text([self])
         said = f"{self.name}: {self.text}" if self.name else self.text
         return "\n".join([*([said] if said else []), *(c.judged_text for c in self.tool_calls)])
 
     def to_dict(self) -> dict[str, Any]:
         """The message in the OpenAI chat format; `Message.of` reads it back."""
-        message: dict[str, Any] = {"role": self.role.value, "content": self.text}
+        message: dict[str, Any] = {"role": self.role.value, "content": self._content()}
         if self.name is not None:
             message["name"] = self.name
         if self.tool_calls:
@@ -92,15 +104,23 @@ class Message:
             ]
         return message
 
+    def _content(self) -> str | list[dict[str, Any]]:
+        if not self.images:
+            return self.text
+        said = [{"type": "text", "text": self.text}] if self.text else []
+        shown = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
+        return [*said, *shown]
+
     @classmethod
     def of(cls, value: MessageLike) -> Message:
         """A message from a text, a `(role, content)` pair or an OpenAI chat message.
 
-        Content may be a text, None, or a list of text parts, which are joined by a newline.
+        Content may be a text, None, or a list of parts: those of text are joined by a newline,
+        those of images (`image_url`, `input_image`) become `images`.
 
         Raises:
-            ConversationError: The role is unknown, or a field or part holds something that a text
-                model cannot judge (an image, say). Nothing is skipped silently.
+            ConversationError: The role is unknown, or a field or part holds something that no model
+                here can judge (audio, say). Nothing is skipped silently.
         """
         if isinstance(value, Message):
             return value
@@ -183,7 +203,10 @@ class Conversation:
         return Conversation((*self.messages, Message.of(message)))
 
     def with_last_text(self, text: str) -> Conversation:
-        """This conversation with another text in its last turn, and no tool calls there."""
+        """This conversation with another text in its last turn, and no tool calls there.
+
+        Images stay, so that a text is not taken to be harmless beside a picture that is not.
+        """
         return Conversation((*self.messages[:-1], replace(self.last, text=text, tool_calls=())))
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,6 +221,19 @@ class Conversation:
 
 ConversationLike = str | Message | Conversation | Mapping[str, Any] | Iterable[MessageLike]
 """What `Conversation.of` takes."""
+
+
+def require_text(messages: Iterable[Message]) -> None:
+    """Refuse images on behalf of a text model, which would judge a message as if they were none.
+
+    Raises:
+        ConversationError: A message has images.
+    """
+    if any(message.images for message in messages):
+        raise ConversationError(
+            "an image cannot be judged by a text model: take it out and judge it by other means, "
+            "or use an engine that judges images, such as OpenAIModerationEngine"
+        )
 
 
 def _is_pair(value: object) -> bool:
@@ -230,6 +266,17 @@ def _require_text(value: object, what: str) -> None:
         f"{what} has a lone surrogate at character {position}: decode it properly, or replace it, "
         "for example with text.encode('utf-8', 'replace').decode()"
     ) from None
+
+
+_IMAGE = re.compile(r"https://[^\s/]\S*|data:image/[a-z0-9.+-]+;base64,\S+", re.IGNORECASE)
+
+
+def _require_image(url: object) -> None:
+    _require_text(url, "the URL of an image")
+    if not _IMAGE.fullmatch(cast("str", url)):
+        raise ConversationError(
+            "an image is given as an https: URL, or as data:image/<type>;base64,<data>"
+        )
 
 
 def _role(value: object) -> Role:
@@ -271,18 +318,23 @@ _FUNCTION = frozenset({"name", "arguments", "args", "input"})
 _PART = frozenset({"cache_control", "logprobs"})
 """Fields of a text part that add no text to it."""
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_IMAGE_PARTS = ("image_url", "input_image")
+_DETAILS = (None, "auto", "low", "high", "original")
+"""How closely a model is to look at an image; a field beside its URL."""
 
 
 def _from_openai(value: Mapping[str, Any]) -> Message:
     if "role" not in value:
         raise ConversationError("a message dict needs a 'role'")
     _require_understood(value, {*_TEXT, *_REASONING}, "a message")
-    said = [*(value.get(key) for key in _REASONING), value.get("content"), value.get("refusal")]
+    content, images = _images_apart(value.get("content"))
+    said = [*(value.get(key) for key in _REASONING), content, value.get("refusal")]
     return Message(
         role=_role(value["role"]),
         text="\n".join(text for content in said for text in _texts(content)),
         tool_calls=tuple(_tool_calls(value)),
         name=value.get("name") or None,
+        images=tuple(images),
     )
 
 
@@ -307,6 +359,35 @@ def _identifies(value: object) -> bool:
     return isinstance(value, int) or (
         isinstance(value, str) and len(value) <= 256 and not re.search(r"\s", value)
     )
+
+
+def _images_apart(content: object) -> tuple[object, list[str]]:
+    """Content without its images, and their URLs."""
+    if not isinstance(content, (list, tuple)):
+        return content, []
+    parts = cast("Sequence[object]", content)
+    images = [part for part in parts if _is_image(part)]
+    rest = [part for part in parts if not _is_image(part)]
+    return rest, [_image_url(cast("Mapping[str, Any]", part)) for part in images]
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, Mapping) and cast("Any", part).get("type") in _IMAGE_PARTS
+
+
+def _image_url(part: Mapping[str, Any]) -> str:
+    """The URL in an image part, which is under `image_url`, bare or in a dict."""
+    _require_understood(part, {"image_url", "detail", *_PART}, "an image part")
+    image = part.get("image_url")
+    fields: Mapping[str, Any] = {"url": image}
+    if isinstance(image, Mapping):
+        fields = cast("Mapping[str, Any]", image)
+        _require_understood(fields, {"url", "detail"}, "an image part")
+    if any(detail not in _DETAILS for detail in (part.get("detail"), fields.get("detail"))):
+        raise ConversationError("the detail of an image part is not auto, low or high")
+    if not isinstance(fields.get("url"), str):
+        raise ConversationError(f"a content part of type {_shown(part['type'])} has no URL")
+    return fields["url"]
 
 
 def _texts(content: object) -> Iterable[str]:

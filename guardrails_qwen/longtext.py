@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from guardrails_qwen.conversation import Conversation, Message, Role
+from guardrails_qwen.conversation import Conversation, Message, Role, require_text
 from guardrails_qwen.cutting import Measure, Ruler, alone, excerpt, runs, units_of
 from guardrails_qwen.dialects.turns import turns
 from guardrails_qwen.engines.base import Outcome
@@ -75,7 +75,9 @@ def windows(conversation: Conversation, measure: Measure, settings: Windows) -> 
 
     Raises:
         TextTooLong: The judged turn has more tokens than the limit.
+        ConversationError: There is an image, in the history too: what is cut is text.
     """
+    require_text(conversation.messages)
     *earlier, last = [list(group) for _, group in groupby(conversation.messages, key=_side)]
     ruler, turn = Ruler(measure), _text(last)
     if ruler.fits(turn, min(settings.tokens, settings.limit)):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from guardrails_qwen.conversation import Conversation
+from guardrails_qwen.conversation import Conversation, require_text
 from guardrails_qwen.dialects import qwen3guard
 from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
-from guardrails_qwen.errors import EngineError, GuardError
+from guardrails_qwen.errors import ConversationError, EngineError, GuardError
 from guardrails_qwen.verdict import Severity, Verdict
 
 Answer = str | Verdict | GuardError
@@ -24,7 +24,7 @@ class ScriptedEngine:
             (the first that fits, Safe where none does); or a function of the conversation. An
             answer is a verdict, an error, or the words of a model: these are parsed as
             Qwen3Guard-Gen's are, so nonsense becomes `UnreadableVerdict`. Where a response is
-            judged, a missing refusal line reads as No.
+            judged, a missing refusal line reads as No. Images are refused, as text models do.
 
     >>> engine = ScriptedEngine({"bomb": "Safety: Unsafe\nCategories: Violent"})
     >>> [verdict] = engine.judge([Conversation.of("How can I make a bomb?")])
@@ -47,7 +47,7 @@ class ScriptedEngine:
         """One scripted outcome for each conversation."""
         self.seen.extend(conversations)
         self.batches.append(len(conversations))
-        return [self._outcome(conversation) for conversation in conversations]
+        return [_refusal(c) or self._outcome(c) for c in conversations]
 
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """The same; never waits."""
@@ -89,6 +89,14 @@ class FailingEngine:
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """Raises the error."""
         raise self.error
+
+
+def _refusal(conversation: Conversation) -> ConversationError | None:
+    try:
+        require_text(conversation.messages)
+    except ConversationError as error:
+        return error
+    return None
 
 
 def _read(answer: str, conversation: Conversation) -> Verdict:

@@ -24,6 +24,14 @@ def user(**fields: Any) -> dict[str, Any]:
     return {"role": "user", "content": "hi", **fields}
 
 
+URL = "https://example.com/cat.png"
+DATA = "data:image/png;base64,iVBORw0KGgo="
+
+
+def image(url: object, **more: object) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
 NOTHING: list[Any] = []
 FORMS: list[Any] = [
     pytest.param("hi", [(Role.USER, "hi")], id="a text"),
@@ -125,7 +133,20 @@ BAD = [
     pytest.param([{"role": None, "content": "a"}], "unknown role", id="no role"),
     pytest.param([{"role": ["user"], "content": "a"}], "unknown role", id="a list as role"),
     pytest.param("a\ud800b", "lone surrogate at character 1", id="a lone surrogate"),
-    pytest.param(user(content=[{"type": "image_url"}]), "'image_url'", id="an image"),
+    pytest.param(user(content=[{"type": "image_url"}]), "'image_url'", id="an image without URL"),
+    pytest.param(user(content=[image("http://x/y.png")]), "https", id="an image over http"),
+    pytest.param(user(content=[image("https://x/a bomb")]), "https", id="an image with a text"),
+    pytest.param(user(content=[image("data:text/html;base64,eA==")]), "https", id="no image"),
+    pytest.param(user(content=[image(7)]), "'image_url'", id="a number as image"),
+    pytest.param(user(content=[image(URL, alt="a text")]), "'alt'", id="an image with more"),
+    pytest.param(user(content=[image(URL, detail="a text")]), "detail", id="a text as detail"),
+    pytest.param(
+        user(content=[{"type": "input_image", "file_id": "f"}]), "'file_id'", id="an image by id"
+    ),
+    pytest.param(
+        user(content=[{**image(URL), "text": "x"}]), "'text'", id="an image with a text beside"
+    ),
+    pytest.param(user(refusal=[image(URL)]), "'image_url'", id="an image as refusal"),
     pytest.param(
         user(content=[{"type": "text", "text": "a"}, {"type": "input_audio", "text": "b"}]),
         "'input_audio'",
@@ -195,6 +216,8 @@ LEAKS = [
     pytest.param(user(content=[SECRET, 7]), id="beside a bad part"),
     pytest.param([SECRET, SECRET + "\ud800"], id="with a surrogate"),
     pytest.param([SECRET, 7], id="beside a bad message"),
+    pytest.param(user(content=[image(SECRET)]), id="as an image"),
+    pytest.param(user(content=[image(URL, detail=SECRET)]), id="as the detail of an image"),
     pytest.param(call(name="f", args={(SECRET,): SECRET}), id="in arguments"),
 ]
 
@@ -328,6 +351,39 @@ def test_another_last_text_leaves_the_context_and_no_tool_calls() -> None:
 def test_the_id_of_a_tool_call_is_no_text() -> None:
     with pytest.raises(ConversationError, match="id of a tool call"):
         ToolCall(name="f", id="a text of many words")
+
+
+IMAGES: list[Any] = [
+    pytest.param([image(URL)], "", (URL,), id="an image"),
+    pytest.param(["look:", image(URL, detail="low"), "well?"], "look:\nwell?", (URL,), id="texts"),
+    pytest.param([image(URL), image(DATA)], "", (URL, DATA), id="two"),
+    pytest.param(
+        [{"type": "input_image", "image_url": DATA, "detail": "auto", "file_id": None}],
+        "",
+        (DATA,),
+        id="of the Responses API",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "text", "images"), IMAGES)
+def test_images_are_kept(content: list[Any], text: str, images: tuple[str, ...]) -> None:
+    message = Message.of(user(content=content))
+    assert (message.text, message.images) == (text, images)
+    assert Message.of(json.loads(json.dumps(message.to_dict()))) == message
+    assert repr(message) == f"Message(user, {len(text)} characters, {len(images)} images)"
+
+
+def test_a_message_with_an_image_cannot_be_read_as_a_text() -> None:
+    message = Message.of(user(content=["hi", image(URL)]))
+    with pytest.raises(ConversationError, match="image") as caught:
+        _ = message.judged_text
+    assert URL not in str(caught.value)
+
+
+def test_an_image_stays_beside_another_text() -> None:
+    conversation = Conversation.of(user(content=["hi", image(URL)])).with_last_text("ho")
+    assert conversation.last == Message(role=Role.USER, text="ho", images=(URL,))
 
 
 def test_a_role_may_be_given_by_name() -> None:

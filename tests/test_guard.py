@@ -154,6 +154,29 @@ def test_a_bad_conversation_spares_its_neighbours(doors: Doors) -> None:
         doors.many(bombs(), values)
 
 
+SHOWN = {
+    "role": "user",
+    "content": ["hi", {"type": "image_url", "image_url": {"url": "https://example.com/bomb"}}],
+}
+
+
+@pytest.mark.parametrize("choice", OnError)
+@pytest.mark.parametrize("value", [SHOWN, [SHOWN, "a"]], ids=["judged", "in the history"])
+def test_an_image_is_never_waved_through_by_a_text_model(
+    doors: Doors, choice: OnError, value: Any
+) -> None:
+    image, neighbour = doors.settled(Guard(ScriptedEngine(), on_error(choice)), [value, "a"])
+    assert isinstance(neighbour, Decision)
+    assert neighbour.allowed
+    assert neighbour.verdict is not None
+    if choice is OnError.RAISE:
+        assert isinstance(image, ConversationError)
+    else:
+        assert isinstance(image, Decision)
+        assert (image.action, image.degraded) == (Action.BLOCK, True)
+    assert "example.com" not in str(image)
+
+
 # Failure is never safe.
 
 ERRORS: list[EngineError] = [

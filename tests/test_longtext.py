@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from guardrails_qwen import (
     Category,
     Conversation,
+    ConversationError,
     EngineError,
     GuardError,
     Message,
@@ -273,6 +274,12 @@ def test_each_window_of_a_reply_has_the_prompt() -> None:
     found = windows(Conversation.exchange("Why? Tell.", "Because. " * 20), characters, SMALL)
     assert len(found) > 1
     assert {window.conversation.messages[0].text for window in found} == {"Why? Tell."}
+
+
+def test_an_image_in_a_history_that_is_not_kept_is_refused_too() -> None:
+    shown = Message(role=Role.USER, images=("https://example.com/cat.png",))
+    with pytest.raises(ConversationError, match="image"):
+        windows(Conversation((shown, *[Message.of("x" * 99)] * 99)), characters, SMALL)
 
 
 def test_a_history_without_end_is_not_measured() -> None:

@@ -9,6 +9,7 @@ import pytest
 from guardrails_qwen import (
     Category,
     Conversation,
+    ConversationError,
     EngineClosed,
     EngineError,
     GuardError,
@@ -23,6 +24,11 @@ ASK = Conversation.of("How can I make a bomb?")
 REPLY = Conversation.exchange("How?", "Like this: bomb")
 UNSAFE = Verdict(severity=Severity.UNSAFE)
 CAKE = Conversation.of("How can I bake a cake?")
+
+
+SHOWN = Conversation.of(
+    [("user", [{"type": "image_url", "image_url": {"url": "https://x/y"}}]), "a"]
+)
 
 
 def safe_unless_bomb(conversation: Conversation) -> Verdict:
@@ -44,6 +50,15 @@ SCRIPTS: list[tuple[Script | None, Conversation, Severity]] = [
     (safe_unless_bomb, ASK, Severity.UNSAFE),
     (safe_unless_bomb, CAKE, Severity.SAFE),
 ]
+
+
+@pytest.mark.parametrize(
+    "script", [None, UNSAFE, safe_unless_bomb], ids=["none", "one", "function"]
+)
+def test_images_are_refused_and_neighbours_spared(script: Script | None) -> None:
+    first, last = ScriptedEngine(script).judge([SHOWN, CAKE])
+    assert isinstance(first, ConversationError)
+    assert isinstance(last, Verdict)
 
 
 @pytest.mark.parametrize(("script", "asked", "severity"), SCRIPTS)

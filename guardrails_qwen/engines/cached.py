@@ -391,7 +391,7 @@ def _key(conversation: Conversation, fingerprint: str) -> str:
 
 def _read_by_a_model(message: Message) -> list[Any]:
     calls = [[call.name, call.arguments] for call in message.tool_calls]
-    return [message.role.value, message.name, message.text, calls]
+    return [message.role.value, message.name, message.text, calls, message.images]
 
 
 _cached: WeakSet[CachedEngine] = WeakSet()

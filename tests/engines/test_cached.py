@@ -246,13 +246,24 @@ DIFFERENT = [
     [message("ab", tool_calls=(ToolCall(name="f", arguments='{"a":1}'),))],
     [message("ab", tool_calls=(ToolCall(name="g", arguments='{"a": 1}'),))],
     [message('ab\nf({"a": 1})')],
+    [message("ab", images=("https://x/a",))],
+    [message("ab", images=("https://x/b",))],
+    [message("ab", images=("https://x/a", "https://x/b"))],
     [message("e\u0301")],
     [message("\u00e9")],
 ]
 
 
+class Sighted(ScriptedEngine):
+    """A double that judges images too."""
+
+    def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+        self.seen.extend(conversations)
+        return [FULL for _ in conversations]
+
+
 def test_what_a_model_may_tell_apart_is_kept_apart(judge: Judging) -> None:
-    inner = ScriptedEngine()
+    inner = Sighted()
     conversations = [Conversation(tuple(messages)) for messages in DIFFERENT]
     judge(CachedEngine(inner), conversations)
     assert inner.seen == conversations
@@ -266,13 +277,14 @@ messages = st.builds(
     text=texts,
     name=st.none() | texts,
     tool_calls=st.lists(calls, max_size=2).map(tuple),
+    images=st.lists(st.sampled_from(["https://x/a", "https://x/b"]), max_size=2).map(tuple),
 )
 conversations = st.lists(messages, min_size=1, max_size=3).map(tuple).map(Conversation)
 
 
 @given(conversations, conversations)
 def test_only_equal_conversations_share_a_verdict(one: Conversation, other: Conversation) -> None:
-    cached = CachedEngine(ScriptedEngine())
+    cached = CachedEngine(Sighted())
     cached.judge([one, other])
     assert cached.stats.shared == (1 if one == other else 0)
 

@@ -21,6 +21,7 @@ from guardrails_qwen import (
     Action,
     CheckpointError,
     Conversation,
+    ConversationError,
     Engine,
     EngineClosed,
     Guard,
@@ -53,6 +54,17 @@ def test_it_is_an_engine_that_says_what_it_is(
 
 def test_an_empty_batch_is_no_work(tiny: TransformersEngine) -> None:
     assert tiny.judge([]) == []
+
+
+@pytest.mark.parametrize("last", [(), ("and this?",)], ids=["judged", "in the history"])
+def test_an_image_is_refused_in_its_place(tiny: TransformersEngine, last: tuple[str, ...]) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
+    shown = Conversation.of([("user", ["What is this?", picture]), *last])
+    before, refused, after = tiny.judge([Conversation.of("a"), shown, Conversation.of("b")])
+    assert isinstance(before, Verdict)
+    assert isinstance(refused, ConversationError)
+    assert "image" in str(refused)
+    assert isinstance(after, Verdict)
 
 
 def test_outcomes_keep_the_order_of_mixed_batches(tiny: TransformersEngine) -> None:
