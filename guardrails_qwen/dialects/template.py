@@ -24,6 +24,7 @@ class Piece:
 Render = Callable[[list[dict[str, str]]], str]
 """A checkpoint's chat template: role/content messages to a prompt."""
 
+_PADDED = " \ue000 "
 _SLOT = "\ue000{index}\ue001"
 _SLOTS = re.compile(r"\ue000(\d+)\ue001")
 
@@ -34,7 +35,7 @@ class GuardTemplate:
     The template is run on placeholders and the content put in afterwards, so the template can
     neither lose nor change it, and the boundaries are known instead of searched for. Section
     markers and speaker labels of the template lose their force in content: `<END CONVERSATION>`
-    becomes `(END CONVERSATION)`.
+    becomes `(END CONVERSATION)`. White space around content goes where the template strips it.
 
     Raises:
         CheckpointError: The template is not one of a guard: it loses messages, adds none of its own
@@ -42,13 +43,14 @@ class GuardTemplate:
     """
 
     def __init__(self, render: Render) -> None:
-        self._render = render
+        self.render = render
+        self._strips = _PADDED not in render([{"role": Role.USER.value, "content": _PADDED}])
         self.scaffold = lru_cache(maxsize=256)(self._scaffold)
         prompt, response = self.scaffold(1), self.scaffold(2)
         if prompt[0] == response[0] and prompt[-1] == response[-1]:
             raise CheckpointError(
                 "the chat template treats prompts and responses alike: it is not a guard's; "
-                "use the chat_template.jinja that comes with Qwen3Guard-Gen"
+                "use the one that comes with the guard's checkpoint"
             )
         self.defanged = Markers.of([*prompt, *response]).defanged
 
@@ -58,9 +60,13 @@ class GuardTemplate:
         first, *others = self.scaffold(len(said))
         pieces = [Piece(text=first, scaffold=True)]
         for (_, text), after in zip(said, others, strict=True):
-            pieces.append(Piece(text=self.defanged(text), scaffold=False))
+            pieces.append(Piece(text=self._content(text), scaffold=False))
             pieces.append(Piece(text=after, scaffold=True))
         return pieces
+
+    def _content(self, text: str) -> str:
+        text = self.defanged(text)
+        return text.strip() if self._strips else text
 
     def _scaffold(self, count: int) -> tuple[str, ...]:
         """The template's own text around and between `count` alternating turns."""
@@ -69,7 +75,7 @@ class GuardTemplate:
             {"role": role.value, "content": _SLOT.format(index=index)}
             for index, role in enumerate(roles)
         ]
-        parts = _SLOTS.split(self._render(messages))
+        parts = _SLOTS.split(self.render(messages))
         if parts[1::2] != [str(index) for index in range(count)]:
             raise CheckpointError(
                 f"the chat template does not render each of {count} alternating user and "

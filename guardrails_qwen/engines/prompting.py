@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -28,6 +28,10 @@ TINY = "tiny"
 _BUNDLED = Path(str(files("guardrails_qwen"))) / "checkpoints" / "tiny-gen"
 
 
+_Messages = Sequence[Mapping[str, object]]
+_Apply = Callable[[_Messages], str]
+
+
 class Tokenizer(Protocol):
     """What is used of the library's tokenizers, whose own types say little."""
 
@@ -36,9 +40,7 @@ class Tokenizer(Protocol):
     is_fast: bool
     backend_tokenizer: Any
 
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool
-    ) -> object: ...
+    def apply_chat_template(self, conversation: _Messages, *, tokenize: bool) -> object: ...
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, object]: ...
 
@@ -128,8 +130,11 @@ class Prompting:
             Conversation.exchange("你好。 What's 2+2?", " It's 4.\n\nBye"),
         ):
             [prompt] = self.prompts([conversation])
-            messages = [message.to_dict() for message in conversation.messages]
-            rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+            messages = [
+                {"role": message.role.value, "content": message.text}
+                for message in conversation.messages
+            ]
+            rendered = self.template.render(messages)
             if tokenizer(rendered, add_special_tokens=False)["input_ids"] != prompt.ids:
                 raise CheckpointError(
                     "this tokenizer encodes prompts in a way that this engine does not reproduce; "
@@ -198,13 +203,32 @@ def _template(tokenizer: Tokenizer) -> GuardTemplate:
             "checkpoint's own chat_template.jinja"
         )
 
-    def render(messages: list[dict[str, str]]) -> str:
+    def applied(messages: _Messages) -> str:
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
         except (TemplateError, TypeError, ValueError) as error:
             raise CheckpointError(f"the chat template fails: {error}") from error
 
-    return GuardTemplate(render)
+    def in_parts(messages: _Messages) -> str:
+        return applied(
+            [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        )
+
+    return GuardTemplate(in_parts if _wants_parts(applied, in_parts) else applied)
+
+
+def _wants_parts(applied: _Apply, in_parts: _Apply) -> bool:
+    """Whether a template reads content as a list of parts, and loses a text or fails on it."""
+    word = "\ue000"
+    asked = [{"role": "user", "content": word}]
+
+    def shows(render: _Apply) -> bool:
+        try:
+            return word in render(asked)
+        except CheckpointError:
+            return False
+
+    return not shows(applied) and shows(in_parts)
 
 
 def _end(tokenizer: Tokenizer) -> int:
