@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from guardrails_qwen import Conversation, Engine, EngineError, Outcome, Scores, Severity, Verdict
 from guardrails_qwen.testing import ScriptedEngine
@@ -39,8 +39,8 @@ class Oracle:
     def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         if isinstance(self.answer, BaseException):
             raise self.answer
-        answer: Any = self.answer
-        return answer(conversations) if callable(answer) else answer
+        found = self.answer(conversations) if callable(self.answer) else self.answer
+        return cast("list[Outcome]", found)
 
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         return self.judge(conversations)
