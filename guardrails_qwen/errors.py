@@ -7,9 +7,13 @@ GuardError
 ├── ConversationError    what was handed in cannot be judged as it is          (ValueError)
 │   └── TextTooLong      more tokens than are judged
 ├── CheckpointError      a model folder cannot be used
+├── RequestRejected      a server will not judge this text
 └── EngineError          no judgement could be had
     ├── UnreadableVerdict  the model answered outside its documented format
+    ├── EngineUnavailable  the server cannot be reached, or is out of order
+    │   └── EngineTimeout    … or took too long
     ├── EngineOverloaded   too many requests wait for it already
+    ├── WrongServer        the server is not the guard that it was taken for
     └── EngineClosed       the engine was closed before it was asked
 ```
 
@@ -76,6 +80,14 @@ class CheckpointError(GuardError):
     """A checkpoint cannot be used; the message names what is missing or wrong."""
 
 
+class RequestRejected(GuardError):
+    """A server will not judge a text, and the text itself may be why.
+
+    It is too long for the server, makes it fail, or is kept from it by a firewall. So this is no
+    `EngineError`: nothing that `on_error: allow` should wave through.
+    """
+
+
 class EngineError(GuardError):
     """An engine could not judge. Never to be read as safe."""
 
@@ -96,8 +108,20 @@ class UnreadableVerdict(EngineError):
         return type(self), (self.answer, self.reason)
 
 
+class EngineUnavailable(EngineError):
+    """A server cannot be reached, or is out of order; what was asked does not matter."""
+
+
+class EngineTimeout(EngineUnavailable):
+    """No answer within the deadline."""
+
+
 class EngineOverloaded(EngineError):
     """Too many requests wait for an engine already; nothing of this one was judged."""
+
+
+class WrongServer(EngineError):
+    """A server answers, but not as the guard that it was taken for; the message says what to do."""
 
 
 class EngineClosed(EngineError):
