@@ -1,0 +1,349 @@
+"""An HTTP/1.1 server on loopback, in a thread of its own, that counts what it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import struct
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Protocol
+
+from typing_extensions import Self
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request as it arrived, header names in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+
+    @property
+    def json(self) -> Any:
+        """The body, parsed.
+
+        Raises:
+            ValueError: It is not JSON.
+        """
+        return json.loads(self.body)
+
+
+class Wire:
+    """One connection as a reply sees it: bytes may be written, or the connection broken."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.sent = 0
+        self.broken = False
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes.
+
+        Raises:
+            ConnectionError: The client has gone.
+        """
+        self._writer.write(data)
+        await self._writer.drain()
+        self.sent += len(data)
+
+    def close(self) -> None:
+        """End the connection properly, whatever was promised."""
+        self.broken = True
+        self._writer.close()
+
+    def reset(self) -> None:
+        """Break the connection: the client gets RST, not an end of file."""
+        self.broken = True
+        connection = self._writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+    async def gone(self) -> None:
+        """Wait until the client gives up."""
+        self.broken = True
+        while await self._reader.read(65536):
+            pass
+
+
+class Reply(Protocol):
+    """What is done on a connection in answer to a request."""
+
+    async def send(self, wire: Wire) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A well-formed reply."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def of(cls, value: object, status: int = 200, **headers: str) -> Response:
+        """A value as JSON; `retry_after="1"` becomes a header."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return cls(
+            status=status,
+            body=json.dumps(value, separators=(",", ":")).encode(),
+            headers={"content-type": "application/json", **named},
+        )
+
+    def head(self, *, length: int | None = None) -> bytes:
+        """The status line and the headers, with the length of the body or one that is claimed."""
+        lines = [f"HTTP/1.1 {self.status} {_reason(self.status)}"]
+        size = len(self.body) if length is None else length
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*lines, f"content-length: {size}", "", ""]).encode()
+
+    async def send(self, wire: Wire) -> None:
+        await wire.write(self.head() + self.body)
+
+
+Answer = Callable[[Request], Awaitable[Reply]]
+Greeting = Callable[[], Reply | None]
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a server has seen so far."""
+
+    opened: int = 0
+    """Connections, those that were closed included."""
+    open: int = 0
+    most_open: int = 0
+    requests: int = 0
+    in_flight: int = 0
+    """Requests that are being answered."""
+    most_in_flight: int = 0
+    received: int = 0
+    """Bytes of requests."""
+    sent: int = 0
+    """Bytes of replies."""
+
+
+class LoopbackServer:
+    """Serves `answer` on a free port of 127.0.0.1, with keep-alive, until it is stopped.
+
+    The port is kept while it is stopped: connections are refused then, and `start` serves on the
+    same one again. What `answer` raises is answered with 500 and raised when the server is left.
+
+    Args:
+        answer: What is done on a request. It runs on the server's event loop.
+        greet: What is done on a new connection in place of reading a request, if anything.
+        tls: Serves https with this context.
+        remembers: How many of the latest requests `requests` holds.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        *,
+        greet: Greeting = lambda: None,
+        tls: ssl.SSLContext | None = None,
+        remembers: int = 1000,
+    ) -> None:
+        self.traffic = Traffic()
+        self.requests: deque[Request] = deque(maxlen=remembers)
+        self.failures: list[Exception] = []
+        self._answer = answer
+        self._greet = greet
+        self._tls = tls
+        self._reserved: socket.socket | None = None
+        self._running: _Running | None = None
+
+    @property
+    def port(self) -> int:
+        """The port, from the first `start` on."""
+        assert self._reserved is not None, "the server has not been started"
+        return self._reserved.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        """The root: `http://127.0.0.1:PORT`."""
+        return f"{'https' if self._tls else 'http'}://{HOST}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client is given."""
+        return f"{self.url}/v1"
+
+    def start(self) -> None:
+        """Serve, on the same port as before if there was one."""
+        self._reserved = self._reserved or _bound(0)
+        self._running = _Running(_bound(self.port), self._connected, self._tls)
+
+    def stop(self) -> None:
+        """Refuse connections from now on, and reset those that are open."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.stop()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Stopped for a while."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def close(self) -> None:
+        """Stop, and give the port back."""
+        self.stop()
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        if error is None and self.failures:
+            raise self.failures[0]
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire, traffic = Wire(reader, writer), self.traffic
+        traffic.opened += 1
+        traffic.open += 1
+        traffic.most_open = max(traffic.most_open, traffic.open)
+        try:
+            await self._converse(reader, wire)
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        finally:
+            traffic.open -= 1
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, wire: Wire) -> None:
+        greeting = self._greet()
+        if greeting is not None:
+            return await greeting.send(wire)
+        while not wire.broken:
+            request = await _read(reader)
+            self.requests.append(request)
+            self.traffic.requests += 1
+            self.traffic.received += len(request.body)
+            await self._reply(request, wire)
+            if request.headers.get("connection", "").lower() == "close":
+                return None
+        return None
+
+    async def _reply(self, request: Request, wire: Wire) -> None:
+        traffic, before = self.traffic, wire.sent
+        traffic.in_flight += 1
+        traffic.most_in_flight = max(traffic.most_in_flight, traffic.in_flight)
+        try:
+            await (await self._answered(request)).send(wire)
+        finally:
+            traffic.in_flight -= 1
+            traffic.sent += wire.sent - before
+
+    async def _answered(self, request: Request) -> Reply:
+        try:
+            return await self._answer(request)
+        except Exception as error:  # noqa: BLE001 - a double's own mistake has to be seen
+            self.failures.append(error)
+            return Response(status=500)
+
+
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class _Running:
+    """An event loop in a thread that serves connections from a bound socket."""
+
+    def __init__(
+        self, listening: socket.socket, connected: Connected, tls: ssl.SSLContext | None
+    ) -> None:
+        self._connected = connected
+        self._loop = asyncio.new_event_loop()
+        self._end = asyncio.Event()
+        self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        listening.listen(1024)
+        self._thread = threading.Thread(
+            target=self._run, args=(listening, tls), name="loopback", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _run(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+        try:
+            self._loop.run_until_complete(self._serve(listening, tls))
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        finally:
+            self._loop.close()
+
+    async def _serve(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+        server = await asyncio.start_server(self._tracked, sock=listening, ssl=tls, backlog=1024)
+        await self._end.wait()
+        server.close()
+        for task, writer in list(self._tasks.items()):
+            writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    async def _tracked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks[task] = writer
+        try:
+            await self._connected(reader, writer)
+        except asyncio.CancelledError:
+            pass  # the server stops
+        finally:
+            del self._tasks[task]
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    """The next request.
+
+    Raises:
+        IncompleteReadError: The client has closed the connection.
+    """
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    line, *fields = head.split("\r\n")[:-2]
+    method, path, _ = line.split(" ")
+    pairs = (entry.partition(":") for entry in fields)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Request(method=method, path=path, headers=headers, body=body)
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket on a port, or on a free one for 0. Until it listens, connections are refused."""
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((HOST, port))
+    return bound
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
