@@ -7,9 +7,10 @@ other case; `turns` and `GuardTemplate` see to it that all text reaches the mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from guardrails_qwen.dialects.answer import AnswerFormat, Field
+from guardrails_qwen.dialects.token_tree import Scored
 from guardrails_qwen.errors import UnreadableVerdict
 from guardrails_qwen.verdict import Category, Scores, Severity, Verdict
 
@@ -51,6 +52,16 @@ def verdict(values: Sequence[str], scores: Scores | None = None) -> Verdict:
     severity, category, *refusal = values
     written = answer_format(response=bool(refusal)).write(values)
     return _verdict(written, severity, (category,), refusal[0] if refusal else None, scores)
+
+
+def scored_verdict(scored: Scored, calibrate: Callable[[Scores], Scores]) -> Verdict:
+    """The verdict of an answer whose tokens were scored.
+
+    Raises:
+        UnreadableVerdict: The answer contradicts itself.
+    """
+    refusal = scored.last if len(scored.answer) > len(EXPECTED) else None
+    return verdict(scored.answer, calibrate(scores(scored.distribution, refusal)))
 
 
 def scores(

@@ -35,6 +35,24 @@ class Node:
         return [*(self.parent.path() if self.parent else []), *([self] if self.parent else [])]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What the model would answer to one prompt, and how likely it holds each answer."""
+
+    answer: Answer
+    """The answer that greedy decoding would have written, one choice a field."""
+    distribution: dict[Answer, float]
+    """P(first fields) over the documented answers."""
+    last: dict[str, float]
+    """P(last field), given the fields before it as in `answer`; empty where it was not read."""
+    tokens: int = 0
+    """Tokens that were computed for it."""
+
+
+class OffFormat(Exception):
+    """The model would have written something else than a documented answer."""
+
+
 class TokenTree:
     """The answers of one format, and which part of them the first pass has to see.
 
@@ -118,6 +136,20 @@ def shares(node: Node, logits: Mapping[Node, Logits]) -> dict[Node, float]:
     weights = {child: math.exp(values[token] - top) for token, child in node.children.items()}
     total = sum(weights.values())
     return {child: weight / total for child, weight in weights.items()}
+
+
+def last_field(end: Node, logits: Mapping[Node, Logits]) -> dict[str, float]:
+    """P(last field) at the fork that decided it; empty where that was not read."""
+    node = end
+    while node.parent is not None and len(node.parent.answers) == len(end.answers):
+        node = node.parent
+    if node.parent is None or node.parent not in logits:
+        return {}
+    return {
+        next(iter(child.answers))[-1]: p
+        for child, p in shares(node.parent, logits).items()
+        if len(child.answers) == 1
+    }
 
 
 def build(

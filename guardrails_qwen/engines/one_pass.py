@@ -10,7 +10,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from guardrails_qwen.dialects.token_tree import Answer, Logits, Node, TokenTree, shares
+from guardrails_qwen.dialects.token_tree import (
+    Logits,
+    Node,
+    OffFormat,
+    Scored,
+    TokenTree,
+    last_field,
+)
 from guardrails_qwen.engines.decoder import Decoder, KeysValues
 from guardrails_qwen.engines.graphs import GraphedDecoder, Record, cuda_recorder, lengths_up_to
 from guardrails_qwen.engines.packing import (
@@ -27,24 +34,6 @@ _PIECE_ROWS = 4
 
 _LOGIT_ROWS = 64
 """Positions whose logits over the whole vocabulary are held at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What the model would answer to one prompt, and how likely it holds each answer."""
-
-    answer: Answer
-    """The answer that greedy decoding would have written, one choice a field."""
-    distribution: dict[Answer, float]
-    """P(first fields) over the documented answers."""
-    last: dict[str, float]
-    """P(last field), given the fields before it as in `answer`."""
-    tokens: int
-    """Tokens that were computed for it."""
-
-
-class OffFormat(Exception):
-    """The model would have written something else than a documented answer."""
 
 
 class NotFinite(Exception):
@@ -194,7 +183,7 @@ class OnePass:
         return Scored(
             answer=answer,
             distribution=tree.distribution(logits),
-            last=_last_field(end, logits),
+            last=last_field(end, logits),
             tokens=size,
         )
 
@@ -209,20 +198,6 @@ class OnePass:
             _Read({token: own[self._column[token]] for token in node.children}, int(own[-1]))
             for node, own in zip(nodes, rows, strict=True)
         ]
-
-
-def _last_field(end: Node, logits: dict[Node, Logits]) -> dict[str, float]:
-    """P(last field) at the fork that decided it."""
-    node = end
-    while node.parent is not None and len(node.parent.answers) == len(end.answers):
-        node = node.parent
-    if node.parent is None or node.parent not in logits:
-        return {}
-    return {
-        next(iter(child.answers))[-1]: p
-        for child, p in shares(node.parent, logits).items()
-        if len(child.answers) == 1
-    }
 
 
 def _chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:

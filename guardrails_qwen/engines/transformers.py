@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 from guardrails_qwen.calibration.temperatures import Calibration
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects import qwen3guard
-from guardrails_qwen.dialects.token_tree import TokenTree
+from guardrails_qwen.dialects.token_tree import OffFormat, Scored, TokenTree
 from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from guardrails_qwen.engines.loading import Checkpoint
-    from guardrails_qwen.engines.one_pass import NotFinite, OffFormat, OnePass, Scored
+    from guardrails_qwen.engines.one_pass import NotFinite, OnePass
     from guardrails_qwen.engines.tokenization import Prompt
 
 logger = logging.getLogger("guardrails_qwen")
@@ -333,17 +333,14 @@ class TransformersEngine:
         return self._passes[kind](prompts)
 
     def _outcome(self, scored: Scored | OffFormat | NotFinite) -> Outcome:
-        from guardrails_qwen.engines.one_pass import NotFinite, OffFormat
+        from guardrails_qwen.engines.one_pass import NotFinite
 
         if isinstance(scored, OffFormat):
             return UnreadableVerdict("", "the model would not have written a documented answer")
         if isinstance(scored, NotFinite):
             return UnreadableVerdict("", "the model's output is not finite; try another dtype")
-        resolved = len(qwen3guard.EXPECTED)
-        refusal = scored.last if len(scored.answer) > resolved else None
-        scores = self._calibration.apply(qwen3guard.scores(scored.distribution, refusal))
         try:
-            verdict = qwen3guard.verdict(scored.answer, scores)
+            verdict = qwen3guard.scored_verdict(scored, self._calibration.apply)
         except GuardError as error:
             return error
         return replace(verdict, model=self.name, fingerprint=self.fingerprint, tokens=scored.tokens)
