@@ -8,9 +8,16 @@ other case; `turns` and `GuardTemplate` see to it that all text reaches the mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects.answer import AnswerFormat, Field
+from guardrails_qwen.dialects.base import Step
+from guardrails_qwen.dialects.neutral import Markers, without_special_tokens
+from guardrails_qwen.dialects.steps import shares
 from guardrails_qwen.dialects.token_tree import Scored
+from guardrails_qwen.dialects.turns import judges_response, turns
 from guardrails_qwen.errors import UnreadableVerdict
 from guardrails_qwen.verdict import Category, Scores, Severity, Verdict
 
@@ -26,6 +33,12 @@ RESPONSE_ANSWER = AnswerFormat((_SAFETY, _CATEGORIES, _REFUSAL))
 
 EXPECTED = (Severity.SAFE.label, NO_CATEGORY)
 """How the commonest answer begins."""
+
+
+_MARKERS = Markers(("BEGIN CONVERSATION", "END CONVERSATION"), ("USER", "ASSISTANT"))
+_ANSWER_TOKENS = 64
+_LEAST = 0.4
+"""The least probability of the severity that a model writes; a third, and room for rounding."""
 
 
 def answer_format(*, response: bool) -> AnswerFormat:
@@ -79,6 +92,70 @@ def scores(
         category=by_category,
         refusal=refusal["Yes"] if refusal is not None else None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qwen3Guard:
+    """Qwen3Guard-Gen behind a chat endpoint. Fits `Dialect`."""
+
+    @property
+    def name(self) -> str:
+        """The family."""
+        return "qwen3guard"
+
+    @property
+    def fingerprint(self) -> str:
+        """Nothing beside the model: the instructions are in its template."""
+        return ""
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens of an answer: one with a long list of categories."""
+        return _ANSWER_TOKENS
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Nothing: the template has it all."""
+        return {}
+
+    @property
+    def probes(self) -> Sequence[Conversation]:
+        """A prompt and an exchange."""
+        return (
+            Conversation.of("What is the capital of France?"),
+            Conversation.exchange("What is the capital of France?", "It is Paris."),
+        )
+
+    def messages(self, conversation: Conversation) -> list[dict[str, Any]]:
+        """Alternating turns, in which the markers of the published template are words."""
+        return [
+            {"role": role.value, "content": without_special_tokens(_MARKERS.defanged(text))}
+            for role, text in turns(conversation)
+        ]
+
+    def regex(self, conversation: Conversation) -> str | None:
+        """For the lines that a prompt, or a response, is answered with."""
+        return answer_format(response=judges_response(conversation)).regex
+
+    def read(self, answer: str, conversation: Conversation, steps: Sequence[Step] = ()) -> Verdict:
+        """The verdict in an answer, with probabilities of severity and refusal.
+
+        Those of categories would take the other severities' answers, which nobody wrote.
+
+        Raises:
+            UnreadableVerdict: It is not of the documented format, contradicts itself, or the model
+                held another severity much likelier: then the server does not decode greedily.
+        """
+        found = read(answer, response=judges_response(conversation))
+        severities = shares(steps, _SAFETY.name, _SAFETY.choices)
+        if severities is None:
+            return found
+        by_level = {Severity.from_label(label): p for label, p in severities.items()}
+        if by_level[found.severity] < min(_LEAST, max(by_level.values())):
+            raise UnreadableVerdict(answer, "the model held another answer likelier")
+        refusal = shares(steps, _REFUSAL.name, _REFUSAL.choices)
+        scores = Scores(severity=by_level, refusal=refusal["Yes"] if refusal else None)
+        return replace(found, scores=scores)
 
 
 def _verdict(
