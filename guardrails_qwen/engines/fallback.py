@@ -40,9 +40,9 @@ class FallbackEngine(Closing):
     """Asks the first engine, and the next about what it failed to judge, and so on.
 
     Each conversation goes its own way: those that the first engine judged keep its verdicts. On to
-    the next goes what an engine could not judge: `EngineError`, `UnreadableVerdict` among them,
-    and any exception that is not this library's. What says something of the text stays: one that is
-    too long, or in part not safe, is not handed on until somebody calls it safe.
+    the next goes what an engine failed at: `EngineError`, `UnreadableVerdict` among them,
+    `CheckpointError`, and any exception that is not this library's. What says something of the text
+    stays: one that is too long, or in part not safe, is not handed on until somebody calls it safe.
 
     Where all fail, the outcome is the first engine's error, unless another's says more than that an
     engine was not available: `on_error: allow` lets a text pass only if every engine was

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from guardrails_qwen import (
     Action,
+    CheckpointError,
     Conversation,
     ConversationError,
     Engine,
@@ -66,6 +67,7 @@ FAILURES = [
     pytest.param(FailingEngine(EngineClosed("closed")), id="closed"),
     pytest.param(ScriptedEngine(GONE), id="gone, for one conversation"),
     pytest.param(ScriptedEngine("Sure, here is how"), id="unreadable"),
+    pytest.param(Oracle(CheckpointError("no template")), id="no checkpoint"),
     pytest.param(Oracle(RuntimeError("a bomb")), id="a crash"),
     pytest.param(Oracle([]), id="too few outcomes"),
     pytest.param(Oracle([Verdict(severity=Severity.SAFE)] * 2), id="too many outcomes"),
