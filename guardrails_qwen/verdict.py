@@ -58,7 +58,7 @@ class Category(str, Enum):
         return self.value
 
 
-_LONGEST_LABEL = 64
+LONGEST_LABEL = 64
 """Characters; a model's name for what it finds is shorter, and a text is mostly longer."""
 
 _CATEGORY_ORDER = {category: index for index, category in enumerate(Category)}
@@ -172,7 +172,7 @@ class Verdict:
         object.__setattr__(self, "categories", frozenset(map(Category, self.categories)))
         object.__setattr__(self, "labels", frozenset(self.labels))
         for name in (*self.labels, *self.label_scores):
-            if not (name.isprintable() and 0 < len(name) <= _LONGEST_LABEL):
+            if not (name.isprintable() and 0 < len(name) <= LONGEST_LABEL):
                 raise ValueError("a label is a short printable name, and this is none")
         if not all(0 <= score <= 1 for score in self.label_scores.values()):  # NaN is not
             raise ValueError("the score of a label has to be between 0 and 1")
