@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from guardrails_qwen.dialects.token_tree import (
     Answer,
@@ -16,8 +17,12 @@ from guardrails_qwen.dialects.token_tree import (
     shares,
 )
 
-NEGLIGIBLE = 0.005
-"""The probability of an answer's beginning below which nobody asks how it would go on."""
+NEGLIGIBLE = 0.01
+"""The probability that all those beginnings of answers may have together of which nobody asks how
+they go on. No probability of a category is wrong by more."""
+
+_NEVER = -1e9
+"""The log-probability of what a server did not list."""
 
 
 @dataclass(slots=True)
@@ -25,8 +30,7 @@ class TreeWalk:
     """Which forks of a tree have to be read to know the verdict, and what they make of it.
 
     What all answers begin with (`Safety:`) is taken as written. Behind it, forks are read on the
-    way that greedy decoding would take, and wherever the answer's beginning is likelier than
-    `NEGLIGIBLE`. Where the first field is as expected (Safe), so is the next (None), unread: that
+    way that greedy decoding would take, and elsewhere until what is left is `NEGLIGIBLE`. Where the first field is as expected (Safe), so is the next (None), unread: that
     is what makes a safe prompt cost a single token. Forks that can be read at once come together.
 
     >>> # while wanted := walk.wanted: read the next token behind each, then walk.tell(...)
@@ -38,7 +42,11 @@ class TreeWalk:
     @property
     def wanted(self) -> list[Node]:
         """The forks to read next; none when all is known."""
-        likely = [node for node, p in self._unread(self.tree.root, 1.0) if p > NEGLIGIBLE]
+        unread = sorted(self._unread(self.tree.root, 1.0), key=lambda item: item[1])
+        below = accumulate(p for _, p in unread)
+        likely = [
+            node for (node, _), total in zip(unread, below, strict=True) if total > NEGLIGIBLE
+        ]
         end = self._greedy()
         return list(dict.fromkeys([*likely, *([end] if end.children else [])]))
 
@@ -54,11 +62,11 @@ class TreeWalk:
         Raises:
             OffFormat: On the way of greedy decoding it is none that an answer goes on with.
         """
-        known = {token: logprobs.get(token, -1e9) for token in node.children}
-        on_the_way = self._greedy() is node
-        if max(known.values()) <= -1e9 or (on_the_way and likeliest not in node.children):
+        if likeliest not in node.children and self._greedy() is node:
             raise OffFormat
-        self._read[node] = known
+        self._read[node] = {
+            token: max(logprobs.get(token, _NEVER), _NEVER) for token in node.children
+        }
 
     def scored(self) -> Scored:
         """The verdict, when nothing is wanted any more."""

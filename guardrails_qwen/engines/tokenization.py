@@ -82,6 +82,10 @@ class PromptEncoder:
         encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(encoding) for encoding in encodings]
 
+    def token(self, id_: int) -> str:
+        """The text of an ordinary token, as servers name it."""
+        return self._plain.decode([id_])
+
     def special(self, token: str) -> int | None:
         """The id of a special token, or None if the tokenizer has none of that name."""
         return self._special.get(token)

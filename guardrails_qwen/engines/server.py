@@ -1,0 +1,304 @@
+"""What an OpenAI-compatible server can do, found out by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from guardrails_qwen.conversation import Conversation
+from guardrails_qwen.dialects.base import Dialect
+from guardrails_qwen.dialects.qwen3guard import Qwen3Guard
+from guardrails_qwen.dialects.turns import judges_response
+from guardrails_qwen.engines.asking import (
+    Asker,
+    ChatAsker,
+    ChatForm,
+    LocalPrompts,
+    Prompts,
+    ServerPrompts,
+    TokensAsker,
+    Way,
+    constraint,
+    tokenized,
+)
+from guardrails_qwen.engines.completions import (
+    Models,
+    ServedModel,
+    Written,
+    narrowed,
+    read_chat,
+    read_text,
+)
+from guardrails_qwen.engines.prompting import Prompting
+from guardrails_qwen.engines.transport import Deadline, Transport
+from guardrails_qwen.errors import (
+    EngineUnavailable,
+    GuardError,
+    RequestRejected,
+    UnreadableVerdict,
+    WrongServer,
+)
+
+_TEMPLATE = (
+    "it does not apply the guard's chat template, or serves another model: serve the checkpoint "
+    "with its own chat_template.jinja, and name its family by `dialect`"
+)
+_REPLIES = (
+    "it judges a reply as if it were a prompt, because it changes the roles of messages or has "
+    "another template: give the engine a `tokenizer`, so that prompts are made here"
+)
+_CONSTRAINTS = ("structured_outputs", "regex", "guided_regex")
+"""Fields for a regular expression: of vLLM, of SGLang, and of vLLM before 0.12."""
+_UNLIKELY = "aubergine"
+"""An answer that no model gives unless it must."""
+_MOST = 20
+"""Alternatives of a token that are asked for first."""
+_CANNOT = (RequestRejected, UnreadableVerdict, WrongServer)
+"""What says that a server does not do something, rather than that it is out of order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What is known of a server."""
+
+    model: str
+    """The name under which it serves the guard."""
+    software: str
+    """As far as it tells: `vllm 0.32.0`, `sglang`; empty where it does not."""
+    way: Way
+    """How it is asked."""
+    context: int | None
+    """The longest prompt and answer together, in tokens; None where it does not say."""
+    overheads: Mapping[bool, int]
+    """Tokens of a prompt beside its text, at least, for responses and for prompts; empty where the
+    server does not count."""
+    logprobs: int = 0
+    """Alternatives of each token that it tells in a chat; 0 for none, so verdicts lack scores."""
+    continued: bool = False
+    """Whether it takes a last assistant message for a user's unless another follows it."""
+    refused: str = ""
+    """Why a faster way is not taken."""
+    ask: Asker = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What an engine would like of a server."""
+
+    model: str | None
+    dialect: Dialect
+    way: Way | None
+    """None for the best there is."""
+    prompting: Prompting | None
+
+
+async def explore(transport: Transport, wanted: Wanted, deadline: Deadline) -> Server:
+    """Try what a server can do, with harmless texts, and how it can be asked.
+
+    Nothing is taken from its name or its version, and no option counts as understood that has had
+    no effect. The first way that works is taken: tokens, then chat. An answer under a constraint
+    cannot show that a model has lost its way, so that is taken only where it is asked for.
+
+    Raises:
+        WrongServer: It does not serve the guard, or not in the way that is asked for.
+        EngineError: It cannot be asked at all.
+    """
+    return await _Explorer(transport, wanted, deadline).server()
+
+
+@dataclass(frozen=True, slots=True)
+class _Explorer:
+    transport: Transport
+    wanted: Wanted
+    deadline: Deadline
+
+    async def server(self) -> Server:
+        model = await self._model()
+        software = await self._software(model)
+        refused = ""
+        if self._may_use_tokens:
+            try:
+                return await self._by_tokens(model, software)
+            except EngineUnavailable:
+                raise
+            except _CANNOT as error:
+                if self.wanted.way is Way.TOKENS:
+                    raise WrongServer(f"the server cannot be asked by tokens: {error}") from error
+                refused = str(error)
+        return replace(await self._by_chat(model, software), refused=refused)
+
+    @property
+    def _may_use_tokens(self) -> bool:
+        qwen = isinstance(self.wanted.dialect, Qwen3Guard)
+        return qwen and self.wanted.way in {None, Way.TOKENS}
+
+    async def _model(self) -> ServedModel:
+        """The model to ask for, as the server lists it; as it was named where it lists none."""
+        try:
+            served = narrowed(Models, await self.transport.get("/models", self.deadline)).data
+        except (WrongServer, RequestRejected, UnreadableVerdict):
+            if self.wanted.model is None:
+                raise
+            return ServedModel(id=self.wanted.model)
+        named = [one for one in served if one.id == self.wanted.model]
+        if self.wanted.model is None and len(served) == 1:
+            return served[0]
+        if not named:
+            names = ", ".join(one.id[:80] for one in served[:8]) or "none"
+            raise WrongServer(f"the server serves {names}: say which by `model`")
+        return named[0]
+
+    async def _software(self, model: ServedModel) -> str:
+        if model.owned_by != "vllm":
+            return (model.owned_by or "")[:40]
+        try:
+            version = await self.transport.get("//version", self.deadline)
+        except GuardError:
+            return model.owned_by
+        found = version.get("version") if isinstance(version, dict) else None  # pyright: ignore
+        return f"vllm {found}"[:40] if isinstance(found, str) else model.owned_by
+
+    async def _by_tokens(self, model: ServedModel, software: str) -> Server:
+        overheads: dict[bool, int] = {}
+        prompts = await self._prompts(model.id)
+        for probe in self.wanted.dialect.probes:
+            ids = await prompts.ids(probe, self.deadline)
+            await self._require_guard(model.id, probe, ids)
+            overheads[judges_response(probe)] = len(ids) - _bytes(probe)
+        ask = TokensAsker(transport=self.transport, model=model.id, prompts=prompts)
+        for probe in self.wanted.dialect.probes:
+            await ask(probe, self.deadline)
+        return Server(
+            model=model.id,
+            software=software,
+            way=Way.TOKENS,
+            context=model.max_model_len,
+            overheads=overheads,
+            logprobs=_MOST,
+            ask=ask,
+        )
+
+    async def _prompts(self, model: str) -> Prompts:
+        if self.wanted.prompting is None:
+            return await ServerPrompts.connect(
+                self.transport, model, self.wanted.dialect, self.deadline
+            )
+        prompts = LocalPrompts(self.wanted.prompting)
+        for probe in self.wanted.dialect.probes:
+            messages = self.wanted.dialect.messages(probe)
+            differs = False
+            with suppress(*_CANNOT):  # not every server tells
+                theirs = await tokenized(self.transport, model, messages, self.deadline)
+                differs = theirs != await prompts.ids(probe, self.deadline)
+            if differs:
+                raise WrongServer(
+                    "its tokenizer or chat template is another one than the `tokenizer` given"
+                )
+        return prompts
+
+    async def _require_guard(self, model: str, probe: Conversation, ids: list[int]) -> None:
+        """Have a whole answer written, unforced: a model that is no guard writes something else."""
+        body = {
+            "model": model,
+            "prompt": ids,
+            "max_tokens": self.wanted.dialect.answer_tokens,
+            "temperature": 0,
+        }
+        written = read_text(await self.transport.post("/completions", body, self.deadline))
+        if written.read != len(ids):
+            raise WrongServer(f"it read {written.read} tokens where {len(ids)} were sent")
+        try:
+            self.wanted.dialect.read(written.text, probe)
+        except UnreadableVerdict:
+            raise WrongServer(
+                "the model does not answer as the guard does: it is another one, or it has another "
+                "tokenizer than the one that prompts are made with"
+            ) from None
+
+    async def _by_chat(self, model: ServedModel, software: str) -> Server:
+        form, answers = await self._chat_form(ChatForm(model=model.id))
+        if self.wanted.way is Way.CONSTRAINED:
+            form = await self._constrained(form)
+        overheads = {
+            judges_response(probe): answer.read - _bytes(probe)
+            for probe, answer in answers.items()
+            if answer.read is not None
+        }
+        ask = ChatAsker(
+            transport=self.transport,
+            dialect=self.wanted.dialect,
+            form=form,
+            overheads=overheads,
+        )
+        return Server(
+            model=model.id,
+            software=software,
+            way=Way.CONSTRAINED if form.constraint else Way.CHAT,
+            context=model.max_model_len,
+            overheads=overheads,
+            logprobs=form.logprobs,
+            continued=form.continued,
+            ask=ask,
+        )
+
+    async def _chat_form(self, form: ChatForm) -> tuple[ChatForm, dict[Conversation, Written]]:
+        """How chats have to be asked for so that every probe is answered readably."""
+        answers: dict[Conversation, Written] = {}
+        for probe in self.wanted.dialect.probes:
+            form, answers[probe] = await self._first_readable(_variants(form, probe), probe)
+        return form, answers
+
+    async def _first_readable(
+        self, forms: Sequence[ChatForm], probe: Conversation
+    ) -> tuple[ChatForm, Written]:
+        refusals = list[GuardError]()
+        for form in forms:
+            body = form.body(self.wanted.dialect, probe)
+            try:
+                written = await self._chat(body)
+            except _CANNOT as error:
+                refusals.append(error)
+                continue
+            if self._reads(written, probe):
+                return replace(form, logprobs=form.logprobs if written.steps else 0), written
+        if len(refusals) == len(forms):
+            raise WrongServer(f"the server cannot be asked by chat: {refusals[-1]}")
+        raise WrongServer(_REPLIES if judges_response(probe) else _TEMPLATE)
+
+    async def _chat(self, body: Mapping[str, Any]) -> Written:
+        return read_chat(await self.transport.post("/chat/completions", body, self.deadline))
+
+    def _reads(self, written: Written, probe: Conversation) -> bool:
+        try:
+            self.wanted.dialect.read(written.text, probe, written.steps)
+        except UnreadableVerdict:
+            return False
+        return True
+
+    async def _constrained(self, form: ChatForm) -> ChatForm:
+        """With the field that has an effect: it makes a model write what none does by itself."""
+        probe = self.wanted.dialect.probes[0]
+        if self.wanted.dialect.regex(probe) is None:
+            raise WrongServer(f"{self.wanted.dialect.name} has no regular expression of answers")
+        for kind in _CONSTRAINTS:
+            body = form.body(self.wanted.dialect, probe) | constraint(kind, _UNLIKELY)
+            with suppress(*_CANNOT):
+                if (await self._chat(body)).text.strip() == _UNLIKELY:
+                    return replace(form, constraint=kind)
+        raise WrongServer(
+            "the server takes no regular expression, or ignores it: let `way` be chat or tokens"
+        )
+
+
+def _variants(form: ChatForm, probe: Conversation) -> list[ChatForm]:
+    """Ways to ask for a probe: replies as they are, or continued; else log-probabilities first."""
+    if judges_response(probe):
+        return [form, replace(form, continued=True)]
+    return [replace(form, logprobs=logprobs) for logprobs in (_MOST, 5, 0)]
+
+
+def _bytes(probe: Conversation) -> int:
+    """More tokens than the text of a conversation can have."""
+    return sum(len(message.judged_text.encode()) for message in probe.messages)
