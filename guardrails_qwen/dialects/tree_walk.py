@@ -30,10 +30,9 @@ class TreeWalk:
     """Which forks of a tree have to be read to know the verdict, and what they make of it.
 
     What all answers begin with (`Safety:`) is taken as written. Behind it, forks are read on the
-    way that greedy decoding would take, and elsewhere until what is left is `NEGLIGIBLE`. Where the first field is as expected (Safe), so is the next (None), unread: that
-    is what makes a safe prompt cost a single token. Forks that can be read at once come together.
-
-    >>> # while wanted := walk.wanted: read the next token behind each, then walk.tell(...)
+    way that greedy decoding would take, and elsewhere until what is left is `NEGLIGIBLE`. Where the
+    first field is as expected (Safe), so is the next (None), unread: that is what makes a safe
+    prompt cost a single token. Forks that can be read at once come together.
     """
 
     tree: TokenTree
