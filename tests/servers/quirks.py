@@ -52,6 +52,10 @@ class Quirks:
     """Whether a prompt beyond the context is an error; otherwise the model is run on it."""
     checks_fields: bool = False
     """Whether a field that the OpenAI interface does not have is an error; otherwise ignored."""
+    lists_models: bool = True
+    """Whether /v1/models names the model that is served; otherwise it names none."""
+    terse: bool = False
+    """Whether fields that would be null are left out."""
     tells_context: bool = True
     """Whether /v1/models says `max_model_len`."""
     logprobs: bool = True
@@ -99,7 +103,8 @@ TRANSFORMERS_SERVE = Quirks(
     regex=Regex.NOWHERE,
     checks_length=False,
     checks_fields=True,
-    tells_context=False,
+    lists_models=False,
+    terse=True,
     logprobs=False,
     id_prompts=False,
     by_token_id=False,
@@ -107,8 +112,9 @@ TRANSFORMERS_SERVE = Quirks(
 )
 """transformers serve 5.23.0. logprobs and response_format are ignored, and fields that OpenAI's
 interface does not have are refused with 422, structured_outputs among them. Prompts are strings or
-refused with 400; a prompt longer than the model's positions is run all the same. Another model
-than the one it was started with is refused with 400."""
+refused with 400; a prompt longer than the model's positions is run all the same. Pinned to a
+folder, it lists no model, takes the folder's path as the model's name and refuses others with 400.
+As the tests in tests/serving hold it to."""
 
 LLAMA_CPP = Quirks(
     owned_by="me",

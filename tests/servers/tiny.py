@@ -104,7 +104,8 @@ class TinyApi:
             "parent": None,
         }
         context = {"max_model_len": self.context} if self.quirks.tells_context else {}
-        return {"object": "list", "data": [{**model, **context}]}
+        models = [{**model, **context}] if self.quirks.lists_models else []
+        return {"object": "list", "data": models}
 
     def _chat(self, body: Body) -> Response:
         self._check(body)
@@ -118,7 +119,7 @@ class TinyApi:
         choice = formats.chat_choice(answer, wanted)
         whole = formats.body("chat.completion", self.name, [choice], [answer])
         ids = list(answer.prompt) if wanted.ids else None
-        return Response.of({**whole, "prompt_logprobs": None, "prompt_token_ids": ids})
+        return self._told({**whole, "prompt_logprobs": None, "prompt_token_ids": ids})
 
     def _completions(self, body: Body) -> Response:
         self._check(body)
@@ -127,7 +128,10 @@ class TinyApi:
         wish = self._wish(body)
         answers = [self._generated(prompt, body, wish) for prompt in prompts]
         choices = [formats.completion_choice(i, answer, wanted) for i, answer in enumerate(answers)]
-        return Response.of(formats.body("text_completion", self.name, choices, answers))
+        return self._told(formats.body("text_completion", self.name, choices, answers))
+
+    def _told(self, body: Body) -> Response:
+        return Response.of(_without_null(body) if self.quirks.terse else body)
 
     def _tokenize(self, body: Body) -> Response:
         self._check_model(body)
@@ -335,6 +339,16 @@ def _text(content: object) -> str:
     if not isinstance(content, str):
         raise Refused(400, "1 validation error: Input should be a valid string", "body.messages")
     return content
+
+
+def _without_null(value: Any) -> Any:
+    """JSON without the fields that are null."""
+    if isinstance(value, dict):
+        entries = cast("dict[str, Any]", value).items()
+        return {name: _without_null(entry) for name, entry in entries if entry is not None}
+    if isinstance(value, list):
+        return [_without_null(entry) for entry in cast("list[Any]", value)]
+    return value
 
 
 def _greater(what: str, asked: int, most: int) -> str:
