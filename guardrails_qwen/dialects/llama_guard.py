@@ -20,7 +20,7 @@ from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects.base import Step
 from guardrails_qwen.dialects.neutral import Markers, without_special_tokens
 from guardrails_qwen.dialects.turns import turns
-from guardrails_qwen.errors import UnreadableVerdict
+from guardrails_qwen.errors import CheckpointError, UnreadableVerdict
 from guardrails_qwen.verdict import Category, Scores, Severity, Verdict
 
 SAFE, UNSAFE = "safe", "unsafe"
@@ -47,6 +47,27 @@ CATEGORIES: Mapping[str, frozenset[Category]] = MappingProxyType(
 )
 """The model's categories in ours. docs/families.md says why."""
 
+_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "S1": "violent",
+        "S2": "non-violent",
+        "S3": "sex",
+        "S4": "child",
+        "S5": "defamation",
+        "S6": "advice",
+        "S7": "privacy",
+        "S8": "intellectual",
+        "S9": "weapons",
+        "S10": "hate",
+        "S11": "self-harm",
+        "S12": "sexual",
+        "S13": "election",
+        "S14": "code",
+    }
+)
+"""A word of the name of each category, which all templates of the family have in it."""
+_NAMED = re.compile(r"^[ \t]*(S\d+)\s*:([^\n]*)", re.MULTILINE)
+
 _SECTIONS = ("CONVERSATION", "UNSAFE CONTENT CATEGORIES")
 _MARKERS = Markers(
     (f"{end} {section}" for end in ("BEGIN", "END") for section in _SECTIONS), ("User", "Agent")
@@ -57,6 +78,7 @@ _ANSWER = re.compile(
     rf"(?:[ \t]*\r?\n\s*(?P<codes>{_CODE}(?:[ \t]*,[ \t]*{_CODE})*))?)"
 )
 _REGEX = rf"\n{{0,2}}(?:{SAFE}|{UNSAFE}\n{_CODE}(?:,{_CODE}){{0,{len(CATEGORIES) - 1}}})"
+_BEGINNING = re.compile(rf"{UNSAFE}[\sS\d,]*")
 _LEAST = 0.4
 """The least probability of the severity that a model writes; half, less what rounding can do."""
 
@@ -122,6 +144,24 @@ class LlamaGuard:
         return verdict(level, codes, found)
 
 
+def require_its_categories(prompt: str) -> None:
+    """Refuse a prompt whose codes mean something else than those of Llama Guard 3 and 4.
+
+    Llama Guard 2 numbers its categories differently, and anybody may write a template with others:
+    read by our table they would be wrong.
+
+    Raises:
+        CheckpointError: It names no codes, or others.
+    """
+    named = _NAMED.findall(prompt)
+    others = [code for code, name in named if _NAMES.get(code, "\n") not in name.lower()]
+    if others or not named:
+        raise CheckpointError(
+            "the chat template has other categories than Llama Guard 3 and 4"
+            f" ({', '.join(others[:5]) or 'none'}): what its answers mean is not known here"
+        )
+
+
 def parse(answer: str) -> tuple[Severity, tuple[str, ...]]:
     """What an answer says: a severity and codes.
 
@@ -135,6 +175,12 @@ def parse(answer: str) -> tuple[Severity, tuple[str, ...]]:
         raise UnreadableVerdict(answer)
     codes = re.findall(_CODE, match["codes"] or "")
     return (Severity.UNSAFE if match["unsafe"] else Severity.SAFE), tuple(codes)
+
+
+def may_become(answer: str) -> bool:
+    """Whether the beginning of an answer may still become a documented one."""
+    text = answer.strip()
+    return bool(_BEGINNING.fullmatch(text)) or SAFE.startswith(text) or UNSAFE.startswith(text)
 
 
 def verdict(level: Severity, codes: Sequence[str], scores: Scores | None = None) -> Verdict:

@@ -1,0 +1,102 @@
+"""Which family a checkpoint is of, and its local engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guardrails_qwen.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from guardrails_qwen.engines.llama_guard import LlamaGuardEngine
+    from guardrails_qwen.engines.transformers import LoadOptions, TransformersEngine
+
+
+class Family(str, Enum):
+    """The families that run here, named as their dialects are."""
+
+    QWEN3GUARD = "qwen3guard"
+    LLAMA_GUARD = "llama_guard"
+
+
+_FAMILIES = {
+    "qwen3": Family.QWEN3GUARD,
+    "llama": Family.LLAMA_GUARD,
+    "llama4": Family.LLAMA_GUARD,
+    "llama4_text": Family.LLAMA_GUARD,
+}
+"""By model type. Its engine then looks at the chat template, and refuses what is no guard's."""
+
+
+def from_pretrained(
+    model: str | Path = "tiny", **options: Unpack[LoadOptions]
+) -> TransformersEngine | LlamaGuardEngine:
+    """The local engine for a checkpoint, by its config.json.
+
+    Args:
+        model: A name on the model hub, a folder, or `tiny`.
+        options: Those of `TransformersEngine.from_pretrained`. `LlamaGuardEngine` has no
+            `row_tokens`, `calibration` and `warm_up`.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, no engine for it, or it cannot be loaded.
+        ValueError: An option is not one of its engine's.
+        ImportError: torch and transformers are not installed.
+    """
+    from guardrails_qwen.engines.llama_guard import LlamaGuardEngine, LlamaGuardOptions
+    from guardrails_qwen.engines.transformers import TransformersEngine
+
+    family = family_of(
+        model,
+        revision=options.get("revision"),
+        local_files_only=options.get("local_files_only", False),
+    )
+    if family is Family.QWEN3GUARD:
+        return TransformersEngine.from_pretrained(model, **options)
+    given: dict[str, Any] = {name: value for name, value in options.items() if value}
+    others = sorted(set(given) - set(LlamaGuardOptions.__annotations__))
+    if others:
+        raise ValueError(f"Llama Guard's engine has no option {', '.join(others)}: leave it out")
+    return LlamaGuardEngine.from_pretrained(model, **given)
+
+
+def family_of(
+    model: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> Family:
+    """The family of a checkpoint, by its config.json; nothing else of it is read.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is of no family that runs here.
+        ImportError: transformers is not installed.
+    """
+    try:
+        from guardrails_qwen.engines.prompting import readable_errors, source_of
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
+        ) from error
+    with readable_errors(model):
+        source = source_of(model, needed=("config.json",))
+        kind = str(_config(source, revision, local_files_only).get("model_type"))
+    if kind not in _FAMILIES:
+        raise CheckpointError(
+            f"this is a {kind} checkpoint: what runs here is Qwen3Guard-Gen (qwen3) and Llama "
+            "Guard 3 and 4 (llama, llama4)"
+        )
+    return _FAMILIES[kind]
+
+
+def _config(source: str, revision: str | None, local_files_only: bool) -> Mapping[str, Any]:
+    from transformers import PreTrainedConfig
+
+    library: Any = PreTrainedConfig
+    config, _ = library.get_config_dict(
+        source, revision=revision, local_files_only=local_files_only
+    )
+    if not config:
+        raise CheckpointError(f"the checkpoint {source} has no config.json that can be read")
+    return config
