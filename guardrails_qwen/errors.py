@@ -126,3 +126,11 @@ class WrongServer(EngineError):
 
 class EngineClosed(EngineError):
     """An engine was asked after `close()`."""
+
+
+def unavailable(error: object) -> bool:
+    """Whether nobody could have been judged, whatever the text: what a policy may wave through.
+
+    What is unreadable is not among it, because its author chose what the model was to read.
+    """
+    return isinstance(error, EngineError) and not isinstance(error, UnreadableVerdict)

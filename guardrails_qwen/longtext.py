@@ -14,8 +14,8 @@ from itertools import groupby
 from guardrails_qwen.conversation import Conversation, Message, Role, require_text
 from guardrails_qwen.cutting import Measure, Ruler, alone, excerpt, runs, units_of
 from guardrails_qwen.dialects.turns import turns
-from guardrails_qwen.engines.base import Outcome
-from guardrails_qwen.errors import EngineError, GuardError, UnreadableVerdict
+from guardrails_qwen.engines.base import Outcome, failed
+from guardrails_qwen.errors import GuardError, unavailable
 from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
 
 
@@ -203,21 +203,16 @@ def _abridged(role: Role, text: str, ruler: Ruler, budget: int) -> list[Message]
 
 
 def _failure(errors: Sequence[GuardError], *, harmful: bool) -> GuardError:
-    """The error of the whole: never one that a policy waves through if harm is known or likely.
+    """The error of the whole: none that a policy waves through if harm is known or likely.
 
     A policy may let a text pass whose engine was not available, but its author chose what is not
-    readable, and a window that is not safe is a fact.
+    readable. A window that is not safe is a fact: no other engine should be asked about the text.
     """
-    chosen = [error for error in errors if not _unavailable(error)]
-    if chosen or not harmful:
-        return [*chosen, *errors][0]
-    failure = GuardError("a part of the text is not safe and another could not be judged")
-    failure.__cause__ = errors[0]
-    return failure
-
-
-def _unavailable(error: GuardError) -> bool:
-    return isinstance(error, EngineError) and not isinstance(error, UnreadableVerdict)
+    if harmful and all(map(failed, errors)):
+        failure = GuardError("a part of the text is not safe and another could not be judged")
+        failure.__cause__ = errors[0]
+        return failure
+    return next((error for error in errors if not unavailable(error)), errors[0])
 
 
 def _all(refusals: Sequence[bool | None]) -> bool | None:

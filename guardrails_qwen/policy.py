@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrails_qwen.decision import Decision, rule_to_dict
-from guardrails_qwen.errors import EngineError, GuardError, UnreadableVerdict
+from guardrails_qwen.errors import GuardError, unavailable
 from guardrails_qwen.rules import Action, OnError, Rule, Stage, StagePolicy
 from guardrails_qwen.verdict import Severity, Verdict
 
@@ -137,8 +137,7 @@ class Policy:
         on_error = self.at(stage).on_error
         if on_error is OnError.RAISE:
             raise error
-        unavailable = isinstance(error, EngineError) and not isinstance(error, UnreadableVerdict)
-        allow = on_error is OnError.ALLOW and unavailable
+        allow = on_error is OnError.ALLOW and unavailable(error)
         return Decision(
             action=Action.ALLOW if allow else Action.BLOCK,
             stage=stage,

@@ -506,7 +506,7 @@ FAILURES = [
     pytest.param([SAFE, GONE], GONE, id="one failed"),
     pytest.param([GONE, ODDITY], ODDITY, id="one is unreadable"),
     pytest.param([GONE, LONG, SAFE], LONG, id="one is too long"),
-    pytest.param([ODDITY, HARM], ODDITY, id="unreadable beside harm"),
+    pytest.param([LONG, HARM], LONG, id="too long beside harm"),
 ]
 
 
@@ -515,11 +515,16 @@ def test_a_window_that_failed_fails_the_whole(outcomes: list[Outcome], error: Gu
     assert whole(*outcomes) is error
 
 
+@pytest.mark.parametrize("failed", [GONE, ODDITY], ids=["gone", "unreadable"])
 @pytest.mark.parametrize("known", [HARM, ODD], ids=["unsafe", "controversial"])
-def test_a_failure_beside_known_harm_is_never_waved_through(known: Verdict) -> None:
-    error = whole(SAFE, GONE, known)
+def test_a_failure_beside_known_harm_is_never_waved_through(
+    known: Verdict, failed: GuardError
+) -> None:
+    """Neither by a policy nor by a fallback, which asks the next engine about an `EngineError`."""
+    error = whole(SAFE, failed, known)
     assert isinstance(error, GuardError)
-    assert error.__cause__ is GONE
+    assert not isinstance(error, EngineError)
+    assert error.__cause__ is failed
     policy = Policy.strict(on_error=OnError.ALLOW)
     assert not policy.decide_unjudged(Stage.INPUT, error).allowed
     alone = whole(SAFE, GONE)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from guardrails_qwen.conversation import Conversation
-from guardrails_qwen.errors import GuardError
+from guardrails_qwen.errors import CheckpointError, EngineError, GuardError, RequestRejected
 from guardrails_qwen.verdict import Verdict
 
 Outcome = Verdict | GuardError
@@ -40,6 +40,22 @@ class Engine(Protocol):
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """Judge a batch; never blocks the event loop."""
         ...
+
+
+def failed(outcome: Outcome) -> bool:
+    """Whether an engine failed, by itself or at a text, so that another may do better.
+
+    Other errors say something of the text: that it is none that can be judged, or too long, or that
+    a part of it is not safe.
+    """
+    failures = (EngineError, CheckpointError, RequestRejected)
+    return isinstance(outcome, failures) or crashed(outcome)
+
+
+def crashed(outcome: Outcome) -> bool:
+    """Whether it stands for a foreign exception; see `failure`."""
+    cause = outcome.__cause__ if type(outcome) is GuardError else None
+    return cause is not None and not isinstance(cause, GuardError)
 
 
 def failure(error: Exception) -> GuardError:

@@ -15,19 +15,17 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import guardrails_qwen
 from guardrails_qwen.conversation import Conversation, Message
 from guardrails_qwen.engines.base import Engine, Outcome
+from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.engines.single_flight import Flight, Flights, awaited, waited
 from guardrails_qwen.engines.verdict_store import MemoryStore, VerdictStore
 from guardrails_qwen.errors import EngineClosed, EngineError
 from guardrails_qwen.verdict import Verdict
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 logger = logging.getLogger("guardrails_qwen")
 
@@ -99,7 +97,7 @@ _REST = 5.0
 """Seconds that a slow store is left alone for after it failed."""
 
 
-class CachedEngine:
+class CachedEngine(Closing):
     """An engine that keeps verdicts, and computes equal conversations at equal times once.
 
     It holds verdicts, not decisions, so it outlives any change of policy. Errors are never kept.
@@ -198,18 +196,6 @@ class CachedEngine:
             return self.close()
         self._let_go()
         return await aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     def _let_go(self) -> None:
         with self._lock:

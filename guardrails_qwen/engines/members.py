@@ -16,8 +16,8 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from guardrails_qwen.conversation import Conversation
-from guardrails_qwen.engines.base import Engine, Outcome, failure
-from guardrails_qwen.errors import CheckpointError, EngineError, GuardError, UnreadableVerdict
+from guardrails_qwen.engines.base import Engine, Outcome, crashed, failed, failure
+from guardrails_qwen.errors import GuardError, UnreadableVerdict, unavailable
 from guardrails_qwen.verdict import Verdict
 
 logger = logging.getLogger("guardrails_qwen")
@@ -87,26 +87,6 @@ def _complete(ask: Ask, outcomes: Sequence[object]) -> list[Outcome]:
     ]
 
 
-def unavailable(outcome: Outcome) -> bool:
-    """Whether nobody could have been judged: what `on_error: allow` waves through."""
-    return isinstance(outcome, EngineError) and not isinstance(outcome, UnreadableVerdict)
-
-
-def failed(outcome: Outcome) -> bool:
-    """Whether an engine failed, by itself or at a text, so that another may do better.
-
-    Other errors say something of the text: that it is none that can be judged, or too long, or that
-    a part of it is not safe.
-    """
-    return isinstance(outcome, (EngineError, CheckpointError)) or _crashed(outcome)
-
-
-def _crashed(outcome: Outcome) -> bool:
-    """Whether it stands for a foreign exception; see `failure`."""
-    cause = outcome.__cause__ if type(outcome) is GuardError else None
-    return cause is not None and not isinstance(cause, GuardError)
-
-
 def gravest(errors: Sequence[GuardError]) -> GuardError:
     """The first that no policy waves through; the first of all where there is none."""
     return next((error for error in errors if not unavailable(error)), errors[0])
@@ -151,7 +131,7 @@ class Watch:
             if self._turned(failing=False):
                 logger.info("%s (%s) answers again", self._place, engine.name)
         elif errors and all(map(failed, errors)) and self._turned(failing=True):
-            error = errors[0].__cause__ if _crashed(errors[0]) else errors[0]
+            error = errors[0].__cause__ if crashed(errors[0]) else errors[0]
             what = type(error).__name__
             logger.warning("%s (%s) does not answer: %s", self._place, engine.name, what)
 

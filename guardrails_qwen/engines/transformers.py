@@ -20,6 +20,7 @@ from guardrails_qwen.dialects.token_tree import OffFormat, Scored, TokenTree
 from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
+from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.errors import (
     CheckpointError,
     EngineClosed,
@@ -65,7 +66,7 @@ class LoadOptions(TypedDict, total=False):
     warm_up: bool
 
 
-class TransformersEngine:
+class TransformersEngine(Closing):
     """Runs a Qwen3Guard-Gen checkpoint here, on a GPU or the CPU.
 
     Nothing is generated: one forward pass over the few tokens that tell the documented answers
@@ -241,18 +242,6 @@ class TransformersEngine:
         self._batcher.close()
         self._checkpoint = None
         self._passes.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self.close)
 
     def _open(self) -> Checkpoint:
         checkpoint = self._checkpoint
