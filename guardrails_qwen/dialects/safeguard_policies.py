@@ -148,7 +148,7 @@ class TaxonomyPolicy:
 
     @property
     def text(self) -> str:
-        """About 750 tokens."""
+        """About 2,900 characters."""
         return TAXONOMY
 
     @property
