@@ -66,7 +66,7 @@ _NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 """A word of the name of each category, which all templates of the family have in it."""
-_NAMED = re.compile(r"^[ \t]*(S\d+)\s*:([^\n]*)", re.MULTILINE)
+_NAMED = re.compile(r"^[ \t]*([A-Z]+\d+)\s*[:.]([^\n]*)", re.MULTILINE)
 
 _SECTIONS = ("CONVERSATION", "UNSAFE CONTENT CATEGORIES")
 _MARKERS = Markers(
@@ -137,11 +137,7 @@ class LlamaGuard:
             UnreadableVerdict: It is not of the documented format, has an unknown code, or the
                 model held another answer much likelier.
         """
-        found = scores(steps)
-        level, codes = parse(answer)
-        if found and found.severity[level] < _LEAST:
-            raise UnreadableVerdict(answer, "its probabilities say otherwise")
-        return verdict(level, codes, found)
+        return read(answer, scores(steps))
 
 
 def require_its_categories(prompt: str) -> None:
@@ -183,8 +179,15 @@ def may_become(answer: str) -> bool:
     return bool(_BEGINNING.fullmatch(text)) or SAFE.startswith(text) or UNSAFE.startswith(text)
 
 
-def verdict(level: Severity, codes: Sequence[str], scores: Scores | None = None) -> Verdict:
-    """The verdict that a severity and codes stand for."""
+def read(answer: str, scores: Scores | None = None) -> Verdict:
+    """The verdict in an answer, with scores that go with it.
+
+    Raises:
+        UnreadableVerdict: As `parse`, or the scores hold another answer much likelier.
+    """
+    level, codes = parse(answer)
+    if scores and scores.severity[level] < _LEAST:
+        raise UnreadableVerdict(answer, "its probabilities say otherwise")
     return Verdict(
         severity=level,
         categories=frozenset(category for code in codes for category in CATEGORIES[code]),

@@ -17,6 +17,7 @@ from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.errors import EngineClosed, GuardError, TextTooLong, UnreadableVerdict
 from guardrails_qwen.longtext import Windows
+from guardrails_qwen.verdict import Scores
 
 if TYPE_CHECKING:
     import torch
@@ -201,17 +202,11 @@ class LlamaGuardEngine(Closing):
         if not written.ended:
             return UnreadableVerdict(answer)
         try:
-            level, codes = llama_guard.parse(answer)
+            verdict = llama_guard.read(answer, _scores(checkpoint, written))
         except GuardError as error:
             return error
-        return replace(
-            llama_guard.verdict(
-                level, codes, llama_guard.severity_scores(_unsafe(checkpoint, written))
-            ),
-            model=self.name,
-            fingerprint=self.fingerprint,
-            tokens=len(job.tokens) + len(written.tokens),
-        )
+        tokens = len(job.tokens) + len(written.tokens)
+        return replace(verdict, model=self.name, fingerprint=self.fingerprint, tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,9 +218,9 @@ class _Job:
     """Without the prefix."""
 
 
-def _unsafe(checkpoint: LlamaCheckpoint, written: Written) -> float:
+def _scores(checkpoint: LlamaCheckpoint, written: Written) -> Scores:
     """P(unsafe) of safe and unsafe, where the first token that is not white space is written."""
-    spaces = (not checkpoint.decode([token]).strip() for token in written.tokens)
-    place = next(i for i, space in enumerate(spaces) if not space)
+    decides = (bool(checkpoint.decode([token]).strip()) for token in written.tokens)
+    place = next((i for i, word in enumerate(decides) if word), 0)
     safe, unsafe = written.steps[place].weights
-    return 1 / (1 + math.exp(min(700.0, safe - unsafe)))
+    return llama_guard.severity_scores(1 / (1 + math.exp(min(700.0, safe - unsafe))))
