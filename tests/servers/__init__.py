@@ -3,7 +3,9 @@
 Attributes:
     loopback: an HTTP server in a thread of its own, which counts and remembers what it is sent.
     quirks: how one kind of server differs from another.
-    tiny: an OpenAI-compatible server around the bundled checkpoint.
-    faulty: a server that misbehaves by script.
+    tiny: an OpenAI-compatible server around the bundled checkpoint; `tiny_model` is what it runs,
+        `formats` what it writes.
+    faults: what can go wrong, and `faulty` a server to which it happens by script.
     processes: real servers, started as processes.
+    asking: requests of the OpenAI interface.
 """

@@ -136,7 +136,7 @@ class Traffic:
 
 
 class LoopbackServer:
-    """Serves `answer` on a free port of 127.0.0.1, with keep-alive, until it is stopped.
+    """Serves `answer` on a port of 127.0.0.1, with keep-alive, until it is stopped.
 
     The port is kept while it is stopped: connections are refused then, and `start` serves on the
     same one again. What `answer` raises is answered with 500 and raised when the server is left.
@@ -146,6 +146,7 @@ class LoopbackServer:
         greet: What is done on a new connection in place of reading a request, if anything.
         tls: Serves https with this context.
         remembers: How many of the latest requests `requests` holds.
+        port: Where to serve; 0 for a free port.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class LoopbackServer:
         greet: Greeting = lambda: None,
         tls: ssl.SSLContext | None = None,
         remembers: int = 1000,
+        port: int = 0,
     ) -> None:
         self.traffic = Traffic()
         self.requests: deque[Request] = deque(maxlen=remembers)
@@ -162,6 +164,7 @@ class LoopbackServer:
         self._answer = answer
         self._greet = greet
         self._tls = tls
+        self._wanted = port
         self._reserved: socket.socket | None = None
         self._running: _Running | None = None
 
@@ -183,7 +186,7 @@ class LoopbackServer:
 
     def start(self) -> None:
         """Serve, on the same port as before if there was one."""
-        self._reserved = self._reserved or _bound(0)
+        self._reserved = self._reserved or _bound(self._wanted)
         self._running = _Running(_bound(self.port), self._connected, self._tls)
 
     def stop(self) -> None:

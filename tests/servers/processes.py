@@ -26,6 +26,7 @@ VLLM_PYTHON = "GUARDRAILS_QWEN_VLLM"
 CONTEXT = 2048
 """Tokens of prompt and answer that the servers take."""
 
+_ROOT = Path(__file__).parents[2]
 _HEALTHY_WITHIN = 180.0
 _ENDED_WITHIN = 15.0
 
@@ -100,6 +101,19 @@ def running_transformers_serve(*options: str) -> Generator[RealServer]:
 
 
 @contextmanager
+def running_tiny(quirks: str = "VLLM") -> Generator[RealServer]:
+    """A `TinyServer` as a process of its own, where a test measures its own processor time.
+
+    Args:
+        quirks: A name in `tests.servers.quirks`.
+    """
+    port = _free_port()
+    command = [sys.executable, "-m", "tests.servers", quirks, str(port)]
+    with _running(command, {"OMP_NUM_THREADS": "1"}, port) as url:
+        yield RealServer(url=url, model="tiny")
+
+
+@contextmanager
 def _running(command: Sequence[str], environment: Mapping[str, str], port: int) -> Generator[str]:
     """A process that serves on a port, from the moment that it is healthy."""
     url = f"http://{HOST}:{port}"
@@ -110,6 +124,7 @@ def _running(command: Sequence[str], environment: Mapping[str, str], port: int) 
             env={**os.environ, **offline, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
+            cwd=_ROOT,
             start_new_session=True,
         )
         try:

@@ -12,6 +12,7 @@ import pytest
 from tests.engines.recipe import Recipe
 from tests.servers.asking import ASK, REFUSED, TALK, Messages, chat, complete, content
 from tests.servers.loopback import LoopbackServer, Reply, Request, Response
+from tests.servers.processes import running_tiny
 from tests.servers.quirks import (
     CHATTING,
     LLAMA_CPP,
@@ -178,6 +179,13 @@ class TestTiny:
             assert httpx.get(f"{server.base_url}/models").status_code == 401
             headers = {"Authorization": "Bearer k"}
             assert httpx.get(f"{server.base_url}/models", headers=headers).status_code == 200
+
+    def test_it_runs_as_a_process(self) -> None:
+        with running_tiny("SGLANG") as server:
+            models = httpx.get(f"{server.base_url}/models").json()["data"]
+        assert [model["owned_by"] for model in models] == ["sglang"]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url)
 
 
 class TestQuirks:
