@@ -10,17 +10,22 @@ from guardrails_qwen.conversation import Conversation, Message, Role, ToolCall
 from guardrails_qwen.decision import Decision
 from guardrails_qwen.engines.base import Engine, Outcome
 from guardrails_qwen.engines.batching import Batching
+from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.errors import (
     CheckpointError,
     ConversationError,
     EngineClosed,
     EngineError,
     EngineOverloaded,
+    EngineTimeout,
+    EngineUnavailable,
     GuardError,
     GuardViolation,
     PolicyError,
+    RequestRejected,
     TextTooLong,
     UnreadableVerdict,
+    WrongServer,
 )
 from guardrails_qwen.guard import Guard
 from guardrails_qwen.longtext import Windows
@@ -41,6 +46,8 @@ __all__ = [
     "EngineClosed",
     "EngineError",
     "EngineOverloaded",
+    "EngineTimeout",
+    "EngineUnavailable",
     "Guard",
     "GuardError",
     "GuardViolation",
@@ -49,6 +56,8 @@ __all__ = [
     "Outcome",
     "Policy",
     "PolicyError",
+    "Reliability",
+    "RequestRejected",
     "Role",
     "Rule",
     "Scores",
@@ -61,6 +70,7 @@ __all__ = [
     "UnreadableVerdict",
     "Verdict",
     "Windows",
+    "WrongServer",
     "__version__",
 ]
 

@@ -21,6 +21,7 @@ from guardrails_qwen.verdict import Span, Verdict
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from guardrails_qwen.engines.openai_compatible import RemoteOptions
     from guardrails_qwen.engines.transformers import LoadOptions
 
 logger = logging.getLogger("guardrails_qwen")
@@ -52,10 +53,30 @@ class Guard:
         policy: Policy | None = None,
         **options: Unpack[LoadOptions],
     ) -> Guard:
-        """A guard on a local model. See `TransformersEngine.from_pretrained`."""
-        from guardrails_qwen.engines.transformers import TransformersEngine
+        """A guard on a local model: Qwen3Guard-Gen, or Llama Guard 3 or 4, as its config says.
 
-        return cls(TransformersEngine.from_pretrained(model, **options), policy)
+        See `TransformersEngine.from_pretrained` for the options.
+        """
+        from guardrails_qwen.engines.families import from_pretrained
+
+        return cls(from_pretrained(model, **options), policy)
+
+    @classmethod
+    def remote(
+        cls,
+        base_url: str,
+        policy: Policy | None = None,
+        **options: Unpack[RemoteOptions],
+    ) -> Guard:
+        """A guard on a server: vLLM, SGLang or any other that speaks OpenAI's protocol.
+
+        The family is what the model's name says, or what `dialect` says; OpenAI's moderation models
+        are asked at their own endpoint. Nothing is sent before the first check. See
+        `OpenAICompatibleEngine.from_url` for the options.
+        """
+        from guardrails_qwen.engines.families import from_url
+
+        return cls(from_url(base_url, **options), policy)
 
     def __repr__(self) -> str:
         return f"Guard({self.engine!r}, policy={self.policy.name!r})"
@@ -78,8 +99,9 @@ class Guard:
                 a tool's, input for any other. A plain text at output is taken as the assistant's.
 
         Raises:
-            ConversationError: The value is not a conversation, or holds something other than text.
-            GuardError: It could not be judged, and the policy says to raise.
+            ConversationError: The value is not a conversation.
+            GuardError: It could not be judged (an image by a text model, say), and the policy says
+                to raise.
         """
         return self.check_many([value], stage=stage)[0]
 

@@ -22,7 +22,8 @@ from guardrails_qwen import (
     PolicyError,
     Stage,
 )
-from guardrails_qwen.cli.common import Device, Dtype, Exit, Model, fail, warn_of_demonstration
+from guardrails_qwen.cli.common import Device, Dtype, Exit, fail, warn_of_demonstration
+from guardrails_qwen.engines.families import from_pretrained, from_url
 
 
 def check(  # noqa: PLR0913, PLR0917
@@ -30,7 +31,24 @@ def check(  # noqa: PLR0913, PLR0917
     response: Annotated[
         str | None, typer.Option(help="The reply to it: this is what is judged then.")
     ] = None,
-    model: Model = "tiny",
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny (the bundled demonstration), a folder, a hub id, or a server's."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask this server: http://localhost:8000/v1, for example.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="With --url: the checkpoint, for its tokenizer."),
+    ] = None,
+    way: Annotated[
+        str, typer.Option(help="With --url: auto, tokens, chat or constrained.")
+    ] = "auto",
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="With --url: the server's key.", envvar="GUARDRAILS_QWEN_API_KEY"),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     calibration: Annotated[
@@ -55,12 +73,19 @@ def check(  # noqa: PLR0913, PLR0917
     except (PolicyError, ConversationError) as error:
         fail(errors, error, Exit.USAGE)
     try:
-        guard = Guard.from_pretrained(
-            model, rules, device=device, dtype=dtype, calibration=calibration
+        engine = (
+            from_url(url, model=model, api_key=api_key, tokenizer=tokenizer, way=way)
+            if url
+            else from_pretrained(
+                model or "tiny", device=device, dtype=dtype, calibration=calibration
+            )
         )
+        guard = Guard(engine, rules)
         decisions = guard.check_many(asked, stage=stage)
     except (GuardError, ImportError) as error:
         fail(errors, error, Exit.ENGINE_FAILURE)
+    except ValueError as error:
+        fail(errors, error, Exit.USAGE)
     demonstration = bool(getattr(guard.engine, "demonstration", False))
     for decision in decisions:
         if as_json:

@@ -14,8 +14,6 @@ _FAMILIES: dict[str, type[Qwen3Guard | LlamaGuard | GptOssSafeguard]] = {
     "llamaguard": LlamaGuard,
     "gptosssafeguard": GptOssSafeguard,
 }
-MODERATION = "moderation"
-"""In the names of OpenAI's moderation models, which have an endpoint of their own."""
 
 
 def dialect_of(model: str | None) -> Dialect:

@@ -1,4 +1,4 @@
-"""Which family a checkpoint is of, and its local engine."""
+"""Which family a model is of, and the engine that runs it, here or on a server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from guardrails_qwen.engines.llama_guard import LlamaGuardEngine
+    from guardrails_qwen.engines.openai_compatible import (
+        OpenAICompatibleEngine,
+        RemoteOptions,
+    )
+    from guardrails_qwen.engines.openai_moderation import OpenAIModerationEngine
     from guardrails_qwen.engines.transformers import LoadOptions, TransformersEngine
 
 
@@ -22,6 +27,9 @@ class Family(str, Enum):
     QWEN3GUARD = "qwen3guard"
     LLAMA_GUARD = "llama_guard"
 
+
+MODERATION = "moderation"
+"""In the names of OpenAI's moderation models, which have an endpoint of their own."""
 
 _FAMILIES = {
     "qwen3": Family.QWEN3GUARD,
@@ -62,6 +70,39 @@ def from_pretrained(
     if others:
         raise ValueError(f"Llama Guard's engine has no option {', '.join(others)}: leave it out")
     return LlamaGuardEngine.from_pretrained(model, **given)
+
+
+def from_url(
+    base_url: str, **options: Unpack[RemoteOptions]
+) -> OpenAICompatibleEngine | OpenAIModerationEngine:
+    """The engine for a model on a server, by the model's name.
+
+    Args:
+        base_url: With the version, as `http://localhost:8000/v1`.
+        options: Those of `OpenAICompatibleEngine.from_url`. `OpenAIModerationEngine`, which is for
+            names like `omni-moderation-latest`, has no `dialect`, `way` and `tokenizer`.
+
+    Raises:
+        CheckpointError: The tokenizer cannot be used.
+        ValueError: The URL or an option is wrong.
+        ImportError: openai or tenacity is not installed.
+    """
+    try:
+        from guardrails_qwen.engines.openai_compatible import OpenAICompatibleEngine
+        from guardrails_qwen.engines.openai_moderation import OpenAIModerationEngine
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"a remote engine needs {error.name}: pip install 'guardrails-qwen[remote]'"
+        ) from error
+    if MODERATION not in (options.get("model") or ""):
+        return OpenAICompatibleEngine.from_url(base_url, **options)
+    given: dict[str, Any] = {
+        name: value for name, value in options.items() if value is not None and value != "auto"
+    }
+    others = sorted({"dialect", "way", "tokenizer"} & set(given))
+    if others:
+        raise ValueError(f"the moderation endpoint has no option {', '.join(others)}: leave it out")
+    return OpenAIModerationEngine(base_url=base_url, **given)
 
 
 def family_of(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import anyio
 
@@ -44,10 +44,11 @@ _REST = 30.0
 class RemoteOptions(TypedDict, total=False):
     """Options of `OpenAICompatibleEngine.from_url`."""
 
+    model: str | None
     api_key: str | None
     headers: Mapping[str, str] | None
     dialect: Dialect | None
-    way: Way | Literal["auto", "chat", "constrained", "tokens"]
+    way: Way | str
     tokenizer: str | Path | Prompting | None
     windows: Windows
     deadline: float | None
@@ -126,7 +127,7 @@ class OpenAICompatibleEngine(RemoteEngine):
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         dialect: Dialect | None = None,
-        way: Way | Literal["auto", "chat", "constrained", "tokens"] = "auto",
+        way: Way | str = "auto",
         tokenizer: str | Path | Prompting | None = None,
         windows: Windows = Windows(),
         deadline: float | None = 30.0,
@@ -162,7 +163,7 @@ class OpenAICompatibleEngine(RemoteEngine):
             Address(base_url=base_url, api_key=api_key, headers=headers or {}),
             model=model,
             dialect=dialect,
-            way=None if way == "auto" else Way(way),
+            way=_way(way),
             prompting=_prompting(tokenizer),
             windows=windows,
             deadline=deadline,
@@ -170,6 +171,11 @@ class OpenAICompatibleEngine(RemoteEngine):
             reliability=reliability,
             http_client=http_client,
         )
+
+    @property
+    def name(self) -> str:
+        """The model as the server calls it; until that is known, as it was asked for."""
+        return self._known.server.model if self._known.server else self._name
 
     def __repr__(self) -> str:
         server = self._known.server
@@ -294,6 +300,16 @@ def _within(settings: Windows, server: Server, dialect: Dialect, *, response: bo
             "--max-model-len 4096)"
         )
     return settings.within(room)
+
+
+def _way(way: str) -> Way | None:
+    if way == "auto":
+        return None
+    try:
+        return Way(way)
+    except ValueError:
+        ways = ", ".join(one.value for one in Way)
+        raise ValueError(f"there is no way {way!r} of asking: use auto, {ways}") from None
 
 
 def _prompting(tokenizer: str | Path | Prompting | None) -> Prompting | None:

@@ -58,10 +58,15 @@ class RemoteEngine(Closing):
     ) -> None:
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline is {deadline}: use seconds above 0, or None for no end")
-        self.name = name
+        self._name = name
         self.fingerprint = fingerprint
         self._deadline = deadline
         self._thread = LoopThread(session, name=f"guardrails-qwen {name}")
+
+    @property
+    def name(self) -> str:
+        """The model, by the name that people know it by."""
+        return self._name
 
     def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """Judge a batch; blocks until done, or until the deadline.
