@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from guardrails_qwen.dialects.base import Step
 
-_LEAST_COVERED = 0.5
-"""The least probability that the known choices must have for a distribution over them."""
+_LEAST_COVERED = 0.98
+"""The least probability that the choices listed must have for a distribution over them: a server
+that lists too few alternatives would make the others impossible."""
 
 
 def shares(steps: Sequence[Step], name: str, choices: Sequence[str]) -> dict[str, float] | None:
     """P(choice) of the line `name: choice`, given the lines before it as they were written.
 
     Each token that could have begun the choice counts for the choice that it begins. None where
-    the line is not there, or where the tokens do not tell the choices apart.
+    the line is not there, or where the tokens listed do not tell the choices apart.
     """
     found = _first_of_value(steps, f"{name}:")
     if found is None:

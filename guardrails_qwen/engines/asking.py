@@ -277,7 +277,6 @@ class TokensAsker:
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": _LOGPROBS,
-            "logprob_token_ids": list(node.children),  # exact ones from vLLM; others ignore it
             "return_tokens_as_token_ids": True,
         }
         following = read_next(await self.transport.post("/completions", body, deadline))
