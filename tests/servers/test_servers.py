@@ -11,7 +11,8 @@ import pytest
 
 from tests.engines.recipe import Recipe
 from tests.servers.asking import ASK, REFUSED, TALK, Messages, chat, complete, content
-from tests.servers.loopback import LoopbackServer, Reply, Request, Response
+from tests.servers.exchange import Reply, Request, Response
+from tests.servers.loopback import LoopbackServer
 from tests.servers.processes import running_tiny
 from tests.servers.quirks import (
     CHATTING,

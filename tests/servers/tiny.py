@@ -16,8 +16,9 @@ from typing import Any, cast
 import regex
 
 from tests.servers import formats
+from tests.servers.exchange import Request, Response
 from tests.servers.formats import Generated, Refused, Wanted
-from tests.servers.loopback import LoopbackServer, Request, Response
+from tests.servers.loopback import LoopbackServer
 from tests.servers.quirks import VLLM, Errors, Quirks, Regex, Reply
 from tests.servers.tiny_model import CHECKPOINT, Wish, tiny_model, worker
 
