@@ -230,6 +230,33 @@ def test_a_guess_changes_no_answer(folders: dict[str, Path], guess: str, name: s
         assert len(row.steps) >= len(row.tokens)
 
 
+def test_an_answer_as_guessed_takes_one_pass(folders: dict[str, Path]) -> None:
+    tokenizer, model = _tokenizer(folders["llama3"]), _model(folders["llama3"], "llama3")
+    passes = list[int]()
+
+    def count(*_: object) -> None:
+        passes.append(1)
+
+    model.register_forward_hook(count)
+    [message] = LlamaGuard().messages(Conversation.of("a red hen"))
+    rendered = tokenizer.apply_chat_template([message], tokenize=False)
+    prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    for guess, expected in {"\n\nsafe": 1, "": 3, "safe": 3}.items():
+        ids = tokenizer(guess, add_special_tokens=False)["input_ids"]
+        greedy = Greedy(
+            model,
+            guess=ids,
+            ends=frozenset({1, 4}),
+            watched=[[5]],
+            goes_on=lambda _: True,
+            longest=12,
+        )
+        passes.clear()
+        [written] = greedy((), [prompt])
+        assert tokenizer.decode(written.tokens) == "\n\nsafe"
+        assert len(passes) == expected
+
+
 def test_what_runs_side_by_side_is_of_similar_length() -> None:
     lengths = [10, 100, 95, 11, 50, 9, 100]
     batches = list(side_by_side(lengths))
@@ -501,3 +528,25 @@ def test_each_family_gets_its_engine(folders: dict[str, Path]) -> None:
 def test_batch_tokens_are_positive(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="batch_tokens is 0"):
         _load(folders["llama3"], batch_tokens=0)
+
+
+def test_an_answer_without_an_end_is_not_read(
+    changed: Callable[..., Path], folders: dict[str, Path]
+) -> None:
+    """A model that goes on with blank lines might have gone on with anything."""
+    tokenizer = _tokenizer(folders["llama4"])
+    line, safe = (
+        tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ("\n\n", "safe")
+    )
+
+    def swap(weights: dict[str, torch.Tensor]) -> None:
+        head = weights["language_model.lm_head.weight"]
+        head[line], head[4] = head[4] * 4, head[4] * 0
+        inputs = weights["language_model.model.embed_tokens.weight"]
+        inputs[line] = inputs[safe]
+
+    with _load(changed("llama4", weights=swap)) as engine:
+        outcomes = engine.judge([Conversation.of(text) for text in LESSONS])
+    answers = [outcome.answer for outcome in outcomes if isinstance(outcome, UnreadableVerdict)]
+    assert len(answers) == len(outcomes)
+    assert any(answer.strip() == "safe" for answer in answers)
