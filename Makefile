@@ -9,6 +9,7 @@
 .NOTPARALLEL:
 
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -27,7 +28,7 @@ LINT_READY := $(VENV)/.ready-lint
 DOCS_READY := $(VENV)/.ready-docs
 RELEASE_READY := $(VENV)/.ready-release
 
-.PHONY: help demo test lint typecheck docs wheels bench needle format clean
+.PHONY: help demo test serving lint typecheck docs wheels bench needle format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +38,11 @@ demo: $(DEMO_READY) ## Guard a LangChain chain with the bundled checkpoint
 
 test: $(TEST_READY) ## Run the tests
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+serving: $(TEST_READY) ## Run the tests on a real vLLM server, which gets an environment of its own
+	@sh scripts/vllm_env.sh $(VLLM_VENV)
+	GUARDRAILS_QWEN_VLLM=$(abspath $(VLLM_VENV))/bin/python \
+	$(BIN)/python -m pytest -q tests/serving $(PYTEST_ARGS)
 
 lint: $(LINT_READY) ## Check style and format
 	$(BIN)/ruff check
@@ -62,7 +68,7 @@ bench: $(TEST_READY) ## Compare with the recipe and any-guardrail; results in .b
 	$(BIN)/python -m benchmarks.compare $(BENCH_ARGS)
 
 clean: ## Remove what the targets made, environments included
-	rm -rf $(VENV) dist site .bench .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) dist site .bench .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PIP_READY): scripts/create_venv.sh

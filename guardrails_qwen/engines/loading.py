@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
-    Qwen3ForCausalLM,
 )
 
 from guardrails_qwen.engines.decoder import Decoder, unsupported
@@ -27,6 +24,7 @@ from guardrails_qwen.engines.prompting import (
     readable_errors,
     source_of,
 )
+from guardrails_qwen.engines.weights import fingerprint, require_all
 from guardrails_qwen.errors import CheckpointError
 
 _NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
@@ -71,13 +69,15 @@ def load(
             output_loading_info=True,
             **options,
         )
-        _require_all_weights(info)
+        require_all(info)
         prompting = Prompting.of(tokenizer, bundled=is_bundled(source))
         context = int(config.max_position_embeddings or 0)
         _require_room(prompting, context)
         return Checkpoint(
             name=Path(source).name if Path(source).is_dir() else str(model),
-            fingerprint=_fingerprint(network, tokenizer, precision),
+            fingerprint=fingerprint(
+                network, network.config.to_dict(), [prompting.digest, precision.value]
+            ),
             decoder=Decoder(network.to(device), precision),
             prompting=prompting,
             context=context,
@@ -115,36 +115,6 @@ def _require_qwen3guard_gen(config: PreTrainedConfig) -> None:
     unknown = unsupported(config)
     if unknown:
         raise CheckpointError(f"the model has {unknown}, which Qwen3Guard-Gen does not")
-
-
-def _require_all_weights(info: dict[str, Any]) -> None:
-    """Refuse weights that the library would make up or leave out."""
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        keys = sorted(map(str, info.get(kind) or ()))
-        if keys:
-            shown = ", ".join(keys[:5]) + (", …" if len(keys) > 5 else "")
-            raise CheckpointError(f"the checkpoint has {kind.replace('_', ' ')}: {shown}")
-
-
-def _fingerprint(model: Qwen3ForCausalLM, tokenizer: Tokenizer, precision: Precision) -> str:
-    """A digest of configuration, template, tokenizer, precision and every weight."""
-    digest = hashlib.sha256()
-    config = {
-        key: value
-        for key, value in model.config.to_dict().items()
-        if key not in {"_name_or_path", "transformers_version"}
-    }
-    described: list[object] = [
-        config,
-        tokenizer.chat_template,
-        str(tokenizer.backend_tokenizer.to_str()),
-        precision.value,
-    ]
-    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def device_of(name: str) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,10 +18,11 @@ from guardrails_qwen.dialects.turns import turns
 from guardrails_qwen.engines.base import Outcome, failure
 from guardrails_qwen.engines.estimate import estimated
 from guardrails_qwen.engines.reliability import Reliability
-from guardrails_qwen.engines.remote import RemoteEngine
+from guardrails_qwen.engines.remote import RemoteEngine, cut_aside
+from guardrails_qwen.engines.request import Request
 from guardrails_qwen.engines.transport import Address, Deadline, Transport
 from guardrails_qwen.errors import EngineError, GuardError, RequestRejected, UnreadableVerdict
-from guardrails_qwen.longtext import Window, Windows, merged, windows
+from guardrails_qwen.longtext import Window, Windows, windows
 from guardrails_qwen.verdict import Severity, Verdict
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 _CHARACTERS = 50_000
 """Most text in one request; a single text may be longer."""
-_INLINE = 8_000
-"""Characters of a text that are cut on the event loop itself, in a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,16 +132,14 @@ class _Session:
         self, conversations: Sequence[Conversation], deadline: Deadline
     ) -> list[Outcome]:
         """One outcome for each conversation, in order."""
-        found = [await _cut_aside(one, self._asking.windows) for one in conversations]
+        started = time.perf_counter()
+        cut = partial(_cut, settings=self._asking.windows)
+        found = [await cut_aside(cut, one) for one in conversations]
         every = (window for item in found if not isinstance(item, GuardError) for window in item)
-        questions = dict.fromkeys(_Question.of(window.conversation) for window in every)
-        answers = await self._answers(list(questions), deadline)
-        return [
-            item
-            if isinstance(item, GuardError)
-            else merged(item, [answers[_Question.of(window.conversation)] for window in item])
-            for item in found
-        ]
+        tried = [_Question.of(window.conversation) for window in every]
+        request = Request[_Question](found=found, tried=tried)
+        answers = await self._answers(request.jobs, deadline)
+        return request.outcomes([answers[question] for question in request.jobs], started)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -233,16 +231,6 @@ def _text(turn: Sequence[Message]) -> str:
     """A turn as it is judged, without its images."""
     spoken = tuple(replace(message, images=()) for message in turn)
     return turns(Conversation(spoken))[-1][1]
-
-
-async def _cut_aside(conversation: Conversation, settings: Windows) -> list[Window] | GuardError:
-    """The windows of a conversation, of a long one without blocking the event loop."""
-    try:
-        if len(conversation.last.text) > _INLINE:
-            return await asyncio.to_thread(_cut, conversation, settings)
-        return _cut(conversation, settings)
-    except Exception as error:  # noqa: BLE001  whatever it is, it keeps this one from being judged
-        return failure(error)
 
 
 def _cut(conversation: Conversation, settings: Windows) -> list[Window]:

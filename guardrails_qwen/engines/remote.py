@@ -12,9 +12,10 @@ from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.engines.base import Outcome, failure
 from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.engines.loop_thread import LoopThread
+from guardrails_qwen.engines.request import Request
 from guardrails_qwen.engines.transport import Deadline
 from guardrails_qwen.errors import GuardError
-from guardrails_qwen.longtext import Window, merged
+from guardrails_qwen.longtext import Window
 from guardrails_qwen.verdict import Verdict
 
 _INLINE = 8_000
@@ -87,11 +88,9 @@ class RemoteEngine(Closing):
         self._thread.close()
 
     async def _judge(self, session: Session, conversations: list[Conversation]) -> list[Outcome]:
-        started = time.perf_counter()
         outcomes = await session.judge(conversations, Deadline(self._deadline))
-        seconds = time.perf_counter() - started
         return [
-            replace(one, model=self.name, fingerprint=self.fingerprint, seconds=seconds)
+            replace(one, model=self.name, fingerprint=self.fingerprint)
             if isinstance(one, Verdict)
             else one
             for one in outcomes
@@ -110,22 +109,21 @@ async def judge_windows(
         cut: The windows of a conversation; what it raises is the outcome.
         ask: The verdict on a window; what it raises is the outcome.
     """
-    found = [await _cut(cut, conversation) for conversation in conversations]
+    started = time.perf_counter()
+    found = [await cut_aside(cut, conversation) for conversation in conversations]
     every = (window for item in found if not isinstance(item, GuardError) for window in item)
-    questions = list(dict.fromkeys(window.conversation for window in every))
-    answers = await asyncio.gather(*(_asked(ask, question) for question in questions))
-    ready = dict(zip(questions, answers, strict=True))
-    return [
-        item
-        if isinstance(item, GuardError)
-        else merged(item, [_once(ready, window.conversation) for window in item])
-        for item in found
-    ]
+    request = Request[Conversation](found=found, tried=[window.conversation for window in every])
+    answers = await asyncio.gather(*(_asked(ask, question) for question in request.jobs))
+    return request.outcomes(answers, started)
 
 
-async def _cut(
+async def cut_aside(
     cut: Callable[[Conversation], list[Window]], conversation: Conversation
 ) -> list[Window] | GuardError:
+    """The windows of a conversation, or what keeps it from having any.
+
+    A long one is cut on another thread, so that the event loop goes on.
+    """
     long = sum(len(message.text) for message in conversation.messages) > _INLINE
     try:
         return await asyncio.to_thread(cut, conversation) if long else cut(conversation)
@@ -138,11 +136,3 @@ async def _asked(ask: Callable[[Conversation], Awaitable[Verdict]], one: Convers
         return await ask(one)
     except Exception as error:  # noqa: BLE001  whatever it is, it keeps this one from being judged
         return failure(error)
-
-
-def _once(ready: dict[Conversation, Outcome], question: Conversation) -> Outcome:
-    """The outcome of a question; what was asked once costs once."""
-    outcome = ready[question]
-    if isinstance(outcome, Verdict):
-        ready[question] = replace(outcome, tokens=0)
-    return outcome

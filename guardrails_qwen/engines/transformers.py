@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from guardrails_qwen.calibration.temperatures import Calibration
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects import qwen3guard
-from guardrails_qwen.dialects.token_tree import OffFormat, Scored, TokenTree
+from guardrails_qwen.dialects.token_tree import OffFormat, Scored
 from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.errors import (
-    CheckpointError,
     EngineClosed,
     GuardError,
     TextTooLong,
     UnreadableVerdict,
 )
-from guardrails_qwen.longtext import Window, Windows, merged, windows
-from guardrails_qwen.verdict import Verdict
+from guardrails_qwen.longtext import Windows
 
 if TYPE_CHECKING:
     import torch
@@ -41,13 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("guardrails_qwen")
 
-_INLINE = 4_000
-"""Characters of a request that are prepared on the event loop itself, in a few milliseconds."""
-_OVERHEAD = 200
-"""Characters that preparing a message costs besides its own."""
-_SLACK = 32
-"""Tokens that a text may take more in a prompt than by itself."""
-_LEAST_ROOM = 64
 _ROWS = 2
 """Rows that a batch holds: so long a request waits for what runs already."""
 
@@ -84,6 +72,8 @@ class TransformersEngine(Closing):
         batching: Batching = Batching(),
         calibration: Calibration = Calibration(),
     ) -> None:
+        from guardrails_qwen.engines.windowed import Windowed, room
+
         if row_tokens is not None and row_tokens < 1:
             raise ValueError(f"row_tokens is {row_tokens}: use at least 1, or None for the default")
         self.name = checkpoint.name
@@ -99,18 +89,29 @@ class TransformersEngine(Closing):
         self._trees = {
             response: checkpoint.prompting.tree(response=response) for response in (False, True)
         }
-        self._windows = {
-            response: windows.within(_room(checkpoint, tree, response=response))
+        rooms = {
+            response: room(
+                checkpoint.prompting,
+                context=checkpoint.context,
+                answer=tree.longest,
+                response=response,
+            )
             for response, tree in self._trees.items()
         }
+        self._context = checkpoint.context
         self._passes: dict[_Kind, OnePass] = {}
         self._warm = False
-        self._batcher = Batcher(
-            self._run,
-            size=self._size,
-            budget=_ROWS * self._row_tokens,
-            settings=batching,
-            name=checkpoint.name,
+        self._windowed = Windowed[_Job](
+            checkpoint.prompting,
+            windows={response: windows.within(most) for response, most in rooms.items()},
+            job=self._job,
+            batcher=Batcher(
+                self._run,
+                size=self._size,
+                budget=_ROWS * self._row_tokens,
+                settings=batching,
+                name=checkpoint.name,
+            ),
         )
 
     @classmethod
@@ -205,25 +206,15 @@ class TransformersEngine(Closing):
             EngineClosed: After `close()`.
             EngineOverloaded: Too many wait already.
         """
-        started = time.perf_counter()
-        request = self._request(list(conversations))
-        judged = self._batcher.judge(request.jobs, conversations=len(request.found))
-        return request.outcomes(judged, started)
+        return self._windowed.judge(conversations)
 
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """As `judge`, without blocking the event loop. A cancelled call frees its place."""
-        started = time.perf_counter()
-        conversations = list(conversations)
-        if sum(map(_effort, conversations)) <= _INLINE:
-            request = self._request(conversations)
-        else:
-            request = await asyncio.to_thread(self._request, conversations)
-        judged = await self._batcher.ajudge(request.jobs, conversations=len(conversations))
-        return request.outcomes(judged, started)
+        return await self._windowed.ajudge(conversations)
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The token ids that the model is given to judge a conversation, if it is not cut."""
-        return self._prompts([conversation])[0].ids
+        return self._windowed.prompt(conversation)
 
     def warm_up(self) -> None:
         """Compute the policy prefixes and, on a GPU, record prompts of every length.
@@ -239,7 +230,7 @@ class TransformersEngine(Closing):
 
     def close(self) -> None:
         """Answer those who wait, then let the model go. Later calls raise `EngineClosed`."""
-        self._batcher.close()
+        self._windowed.close()
         self._checkpoint = None
         self._passes.clear()
 
@@ -249,47 +240,15 @@ class TransformersEngine(Closing):
             raise EngineClosed("the engine is closed")
         return checkpoint
 
-    # A caller's side
-
-    def _request(self, conversations: Sequence[Conversation]) -> _Request:
-        """Conversations as jobs for the model, or the errors that keep them from becoming any."""
-        checkpoint = self._open()
-        found = [self._cut(conversation) for conversation in conversations]
-        cut = [window for item in found if not isinstance(item, GuardError) for window in item]
-        prompts = self._prompts([window.conversation for window in cut])
-        tried = [
-            self._job(checkpoint, window.conversation, prompt)
-            for window, prompt in zip(cut, prompts, strict=True)
-        ]
-        return _Request(found=found, tried=tried)
-
-    def _cut(self, conversation: Conversation) -> list[Window] | GuardError:
-        settings = self._windows[judges_response(conversation)]
-        try:
-            return windows(conversation, self._lengths, settings)
-        except GuardError as error:
-            return error
-
-    def _lengths(self, texts: Sequence[str]) -> list[int]:
-        """Lengths in tokens, as the texts will be in a prompt."""
-        return self._open().prompting.lengths(texts)
-
-    def _prompts(self, conversations: Sequence[Conversation]) -> list[Prompt]:
-        return self._open().prompting.prompts(conversations)
-
-    def _job(
-        self, checkpoint: Checkpoint, conversation: Conversation, prompt: Prompt
-    ) -> _Job | TextTooLong:
+    def _job(self, conversation: Conversation, prompt: Prompt) -> _Job | TextTooLong:
         response = judges_response(conversation)
         needed = len(prompt) + self._trees[response].longest
-        if needed > checkpoint.context:
-            return TextTooLong(needed, checkpoint.context)
+        if needed > self._context:
+            return TextTooLong(needed, self._context)
         return _Job(kind=(response, prompt.prefix), tokens=tuple(prompt.rest))
 
     def _size(self, job: _Job) -> int:
         return len(job.tokens) + len(self._trees[job.kind[0]].nodes)
-
-    # The worker's side
 
     def _run(self, jobs: list[_Job]) -> list[Outcome]:
         """Judge a batch; jobs of one branch and prefix run together.
@@ -348,70 +307,6 @@ class _Job:
     """Without the prefix."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """One call: its conversations, cut, and what has to run for them; what is equal runs once."""
-
-    found: list[list[Window] | GuardError] = field(repr=False)
-    """For each conversation its windows."""
-    tried: list[_Job | TextTooLong] = field(repr=False)
-    """For each window, in order."""
-
-    @cached_property
-    def jobs(self) -> list[_Job]:
-        """What the model has to judge."""
-        return list(dict.fromkeys(job for job in self.tried if isinstance(job, _Job)))
-
-    def outcomes(self, judged: Sequence[Outcome], started: float) -> list[Outcome]:
-        """One outcome for each conversation, from those of the jobs."""
-        seconds = time.perf_counter() - started
-        ready = dict(zip(self.jobs, judged, strict=True))
-        each = iter([self._of(job, ready) for job in self.tried])
-        return [
-            item
-            if isinstance(item, GuardError)
-            else _timed(merged(item, [next(each) for _ in item]), seconds)
-            for item in self.found
-        ]
-
-    @staticmethod
-    def _of(job: _Job | TextTooLong, ready: dict[_Job, Outcome]) -> Outcome:
-        """The outcome of a job; what ran once costs once."""
-        if isinstance(job, TextTooLong):
-            return job
-        outcome = ready[job]
-        if isinstance(outcome, Verdict):
-            ready[job] = replace(outcome, tokens=0)
-        return outcome
-
-
-def _effort(conversation: Conversation) -> int:
-    """What preparing a conversation takes, in characters."""
-    return sum(
-        _OVERHEAD
-        + len(message.text)
-        + len(message.name or "")
-        + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-        for message in conversation.messages
-    )
-
-
-def _timed(outcome: Outcome, seconds: float) -> Outcome:
-    return replace(outcome, seconds=seconds) if isinstance(outcome, Verdict) else outcome
-
-
 def _fingerprint(checkpoint: Checkpoint, windows: Windows) -> str:
     """The model and how it is asked about long texts: both make a verdict what it is."""
     return hashlib.sha256(f"{checkpoint.fingerprint} {windows!r}".encode()).hexdigest()[:16]
-
-
-def _room(checkpoint: Checkpoint, tree: TokenTree, *, response: bool) -> int:
-    """Tokens that the model's context has beside its instructions and its answer."""
-    overhead = checkpoint.prompting.overhead(response=response)
-    room = checkpoint.context - overhead - tree.longest - _SLACK
-    if room < _LEAST_ROOM:
-        raise CheckpointError(
-            f"the model's context of {checkpoint.context} tokens has room for {max(0, room)} "
-            "of text beside the guard's own instructions: that is too little to judge any"
-        )
-    return room

@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic
 
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher
 from guardrails_qwen.engines.prompting import Prompting
+from guardrails_qwen.engines.request import Job, Request
 from guardrails_qwen.engines.tokenization import Prompt
 from guardrails_qwen.errors import CheckpointError, EngineClosed, GuardError, TextTooLong
-from guardrails_qwen.longtext import Window, Windows, merged, windows
-from guardrails_qwen.verdict import Verdict
-
-Job = TypeVar("Job")
-"""What a model runs for one window; equal jobs run once, so it is hashable."""
+from guardrails_qwen.longtext import Window, Windows, windows
 
 _INLINE = 4_000
 """Characters of a request that are prepared on the event loop itself, in a few milliseconds."""
@@ -107,7 +102,7 @@ class Windowed(Generic[Job]):
             raise EngineClosed("the engine is closed")
         return prompting
 
-    def _request(self, conversations: Sequence[Conversation]) -> _Request[Job]:
+    def _request(self, conversations: Sequence[Conversation]) -> Request[Job]:
         """Conversations as jobs for the model, or the errors that keep them from becoming any."""
         prompting = self._open()
         found = [self._cut(conversation, prompting) for conversation in conversations]
@@ -117,7 +112,7 @@ class Windowed(Generic[Job]):
             self._job(window.conversation, prompt)
             for window, prompt in zip(cut, prompts, strict=True)
         ]
-        return _Request(found=found, tried=tried)
+        return Request(found=found, tried=tried)
 
     def _cut(self, conversation: Conversation, prompting: Prompting) -> list[Window] | GuardError:
         settings = self._windows[judges_response(conversation)]
@@ -125,43 +120,6 @@ class Windowed(Generic[Job]):
             return windows(conversation, prompting.lengths, settings)
         except GuardError as error:
             return error
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request(Generic[Job]):
-    """One call: its conversations, cut, and what has to run for them; what is equal runs once."""
-
-    found: list[list[Window] | GuardError] = field(repr=False)
-    """For each conversation its windows."""
-    tried: list[Job | TextTooLong] = field(repr=False)
-    """For each window, in order."""
-
-    @cached_property
-    def jobs(self) -> list[Job]:
-        """What the model has to judge."""
-        return list(dict.fromkeys(job for job in self.tried if not isinstance(job, TextTooLong)))
-
-    def outcomes(self, judged: Sequence[Outcome], started: float) -> list[Outcome]:
-        """One outcome for each conversation, from those of the jobs."""
-        seconds = time.perf_counter() - started
-        ready = dict(zip(self.jobs, judged, strict=True))
-        each = iter([self._of(job, ready) for job in self.tried])
-        return [
-            item
-            if isinstance(item, GuardError)
-            else _timed(merged(item, [next(each) for _ in item]), seconds)
-            for item in self.found
-        ]
-
-    @staticmethod
-    def _of(job: Job | TextTooLong, ready: dict[Job, Outcome]) -> Outcome:
-        """The outcome of a job; what ran once costs once."""
-        if isinstance(job, TextTooLong):
-            return job
-        outcome = ready[job]
-        if isinstance(outcome, Verdict):
-            ready[job] = replace(outcome, tokens=0)
-        return outcome
 
 
 def _effort(conversation: Conversation) -> int:
@@ -173,7 +131,3 @@ def _effort(conversation: Conversation) -> int:
         + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
         for message in conversation.messages
     )
-
-
-def _timed(outcome: Outcome, seconds: float) -> Outcome:
-    return replace(outcome, seconds=seconds) if isinstance(outcome, Verdict) else outcome
