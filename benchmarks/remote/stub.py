@@ -18,7 +18,6 @@ from pathlib import Path
 
 import httpx
 
-from guardrails_qwen.engines.prompting import quiet
 from tests.servers.exchange import Request, Response
 from tests.servers.loopback import LoopbackServer
 from tests.servers.tiny import TinyApi
@@ -105,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A server whose model takes no time.")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds for each verdict")
     options = parser.parse_args()
-    with quiet(), LoopbackServer(Remembering(options.delay)) as server:
+    with LoopbackServer(Remembering(options.delay)) as server:
         print(json.dumps({"url": server.base_url}), flush=True)
         sys.stdin.read()
 
