@@ -106,6 +106,7 @@ class _Running(Generic[ResourceT]):
         self._make = make
         self._resource: ResourceT | None = None
         self._ending = False
+        self._works = set[asyncio.Task[Any] | None]()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -118,12 +119,18 @@ class _Running(Generic[ResourceT]):
             return
         self._ending = True
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(patience)
+        if threading.current_thread() is not self._thread:  # which may be who collects an owner
+            self._thread.join(patience)
 
     async def _work(self, work: Callable[[ResourceT], Coroutine[Any, Any, Result]]) -> Result:
-        if self._resource is None:
-            self._resource = self._make()
-        return await work(self._resource)
+        task = asyncio.current_task()
+        self._works.add(task)
+        try:
+            if self._resource is None:
+                self._resource = self._make()
+            return await work(self._resource)
+        finally:
+            self._works.discard(task)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -135,8 +142,13 @@ class _Running(Generic[ResourceT]):
             self._loop.close()
 
     async def _finish(self) -> None:
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(others)
+        """Let callers have what they wait for; nobody waits for what else there is."""
+        while works := [task for task in self._works if task]:
+            await asyncio.wait(works)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         if self._resource is not None:
             await self._resource.aclose()
 
