@@ -142,9 +142,11 @@ class _Explorer:
             if self.wanted.model is None:
                 raise
             return ServedModel(id=self.wanted.model)
-        named = [one for one in served if one.id == self.wanted.model]
         if self.wanted.model is None and len(served) == 1:
             return served[0]
+        if self.wanted.model is not None and not served:  # as transformers serve does
+            return ServedModel(id=self.wanted.model)
+        named = [one for one in served if one.id == self.wanted.model]
         if not named:
             names = ", ".join(one.id[:80] for one in served[:8]) or "none"
             raise WrongServer(f"the server serves {names}: say which by `model`")
