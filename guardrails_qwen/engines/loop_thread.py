@@ -12,6 +12,9 @@ from weakref import WeakSet, finalize
 
 from guardrails_qwen.errors import EngineClosed
 
+THREAD = "guardrails-qwen"
+"""What the names of all threads with a loop begin with."""
+
 _PATIENCE = 5.0
 """Seconds that the interpreter's exit, or a collected owner, waits for the resource to close."""
 
@@ -41,12 +44,12 @@ class LoopThread(Generic[ResourceT]):
     Args:
         make: Makes the resource; called on the loop, once. It must not refer to whoever owns this
             object, which would never be collected.
-        name: For the thread.
+        name: For the thread, behind `guardrails-qwen`.
     """
 
     def __init__(self, make: Callable[[], ResourceT], *, name: str) -> None:
         self._make = make
-        self._name = name
+        self._name = f"{THREAD} {name}"
         self._closed = False
         self._restart()
         _threads.add(self)

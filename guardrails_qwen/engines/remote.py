@@ -62,7 +62,7 @@ class RemoteEngine(Closing):
         self._name = name
         self.fingerprint = fingerprint
         self._deadline = deadline
-        self._thread = LoopThread(session, name=f"guardrails-qwen {name}")
+        self._thread = LoopThread(session, name=name)
 
     @property
     def name(self) -> str:

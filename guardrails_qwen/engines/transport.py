@@ -27,6 +27,7 @@ from tenacity import (
 )
 
 from guardrails_qwen.engines.breaker import Breaker
+from guardrails_qwen.engines.loop_thread import THREAD
 from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.errors import (
     EngineError,
@@ -81,6 +82,19 @@ class Deadline:
     def left(self) -> float | None:
         """Seconds, 0 if it is over; None if there is no end."""
         return None if self._at is None else max(0.0, self._at - time.monotonic())
+
+
+def _tells_no_text(record: logging.LogRecord) -> bool:
+    """Whether a line of the `openai` client's log may be written.
+
+    Before version 3 it logs whole requests, for debugging. Those of other clients are not our
+    concern: ours runs on threads of its own, which have our name.
+    """
+    ours = (record.threadName or "").startswith(THREAD)
+    return not ours or record.levelno > logging.DEBUG
+
+
+logging.getLogger("openai._base_client").addFilter(_tells_no_text)
 
 
 class Transport:
