@@ -86,11 +86,11 @@ class Shape:
 
     @property
     def template(self) -> str:
-        text = "m.content | trim"
+        text = "{{ m.content | trim }}"
         if self.parts:
             text = (
-                "m.content | selectattr('type', 'equalto', 'text') | map(attribute='text')"
-                " | join('') | trim"
+                "{% for part in m.content | selectattr('type', 'equalto', 'text') %}"
+                "{{ part.text | trim }}{% endfor %}"
             )
         return (
             "{% set side = 'User' if messages | length % 2 else 'Agent' %}"
@@ -100,7 +100,7 @@ class Shape:
             "<BEGIN CONVERSATION>\n\n"
             "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
             "{{ raise_exception('roles have to alternate') }}{% endif %}"
-            "{{ 'User' if m.role == 'user' else 'Agent' }}: {{ " + text + " }}\n\n{% endfor %}"
+            "{{ 'User' if m.role == 'user' else 'Agent' }}: " + text + "{{ '\n\n' }}{% endfor %}"
             "<END CONVERSATION>\n\n"
             "Judge ONLY THE LAST {{ side }} message:\n - First line 'safe' or 'unsafe'.\n"
             f" - If unsafe, a second line of categories.{self.end}"
@@ -137,11 +137,11 @@ def save_llama_3(folder: Path) -> None:
     tokenizer = _tokenizer(LLAMA_3)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=48,
+        hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=0,
