@@ -49,10 +49,15 @@ _REPLIES = (
     "it judges a reply as if it were a prompt, because it changes the roles of messages or has "
     "another template: give the engine a `tokenizer`, so that prompts are made here"
 )
+_LOSES_TEXT = (
+    "it does not show the model all of a message: its chat template wants another form of content, "
+    "or the prompt is truncated"
+)
 _CONSTRAINTS = ("structured_outputs", "regex", "guided_regex")
 """Fields for a regular expression: of vLLM, of SGLang, and of vLLM before 0.12."""
 _UNLIKELY = "aubergine"
 """An answer that no model gives unless it must."""
+_TIMES = 8
 _MOST = 20
 """Alternatives of a token that are asked for first."""
 _CANNOT = (RequestRejected, UnreadableVerdict, WrongServer)
@@ -167,6 +172,8 @@ class _Explorer:
         prompts = await self._prompts(model.id)
         for probe in self.wanted.dialect.probes:
             ids = await prompts.ids(probe, self.deadline)
+            longer = await prompts.ids(_longer(probe), self.deadline)
+            _require_all_text(probe, len(ids), len(longer))
             await self._require_guard(model.id, probe, ids)
             overheads[judges_response(probe)] = len(ids) - _bytes(probe)
         ask = TokensAsker(transport=self.transport, model=model.id, prompts=prompts)
@@ -223,11 +230,12 @@ class _Explorer:
         form, answers = await self._chat_form(ChatForm(model=model.id))
         if self.wanted.way is Way.CONSTRAINED:
             form = await self._constrained(form)
-        overheads = {
-            judges_response(probe): answer.read - _bytes(probe)
-            for probe, answer in answers.items()
-            if answer.read is not None
-        }
+        overheads = dict[bool, int]()
+        for probe, answer in answers.items():
+            if answer.read is not None:
+                overheads[judges_response(probe)] = answer.read - _bytes(probe)
+                longer = await self._chat(form.body(self.wanted.dialect, _longer(probe)))
+                _require_all_text(probe, answer.read, longer.read or 0)
         ask = ChatAsker(
             transport=self.transport,
             dialect=self.wanted.dialect,
@@ -299,6 +307,21 @@ def _variants(form: ChatForm, probe: Conversation) -> list[ChatForm]:
     if judges_response(probe):
         return [form, replace(form, continued=True)]
     return [replace(form, logprobs=logprobs) for logprobs in (_MOST, 5, 0)]
+
+
+def _longer(probe: Conversation) -> Conversation:
+    """The same, with more to say."""
+    return probe.with_last_text(" ".join([probe.last.text] * _TIMES))
+
+
+def _require_all_text(probe: Conversation, tokens: int, longer: int) -> None:
+    """Refuse a server for which a longer text makes no longer prompt. A word is a token at least.
+
+    Raises:
+        WrongServer: It loses text.
+    """
+    if longer - tokens < (_TIMES - 1) * len(probe.last.text.split()):
+        raise WrongServer(_LOSES_TEXT)
 
 
 def _bytes(probe: Conversation) -> int:
