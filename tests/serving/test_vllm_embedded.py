@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +31,10 @@ from guardrails_qwen import (
     UnreadableVerdict,
     Verdict,
 )
+from guardrails_qwen.engines.embedded_llm import EmbeddedLLM, Following, NextTokens, Question
 from guardrails_qwen.engines.prompting import Prompting
 from guardrails_qwen.engines.transformers import TransformersEngine
-from guardrails_qwen.engines.vllm import EmbeddedLLM, Following, NextTokens, Question, VLLMEngine
+from guardrails_qwen.engines.vllm import VLLMEngine
 from guardrails_qwen.longtext import Windows
 from tests.engines.data import conversations, needs_data
 from tests.servers.processes import CONTEXT
@@ -561,10 +563,12 @@ def test_a_fingerprint_tells_weights_and_options_apart(
 
     def fingerprint(folder: Path, **options: Any) -> str:
         with VLLMEngine.from_pretrained(folder, **options) as engine:
+            assert engine.name == folder.name
+            assert engine.demonstration
             return engine.fingerprint
 
     monkeypatch.setattr(EmbeddedLLM, "load", load)
-    folder, twin = _copy(tmp_path / "one"), _copy(tmp_path / "two")
+    folder, twin = (_copy(tmp_path / name, demonstration=True) for name in ("one", "two"))
     same = fingerprint(folder)
     assert fingerprint(twin) == fingerprint(twin, gpu_memory_utilization=0.5) == same
     assert fingerprint(twin, quantization="fp8") != same
@@ -598,7 +602,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_vllm_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match="pip install vllm"):
         VLLMEngine.from_pretrained("tiny")
 
