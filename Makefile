@@ -13,6 +13,8 @@ VLLM_VENV ?= .venv-vllm
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
+EMBEDDED := tests/serving/test_vllm_embedded.py
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
@@ -39,10 +41,12 @@ demo: $(DEMO_READY) ## Guard a LangChain chain with the bundled checkpoint
 test: $(TEST_READY) ## Run the tests
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
-serving: $(TEST_READY) ## Run the tests on a real vLLM server, which gets an environment of its own
+serving: $(TEST_READY) ## Run the tests on a real vLLM, which gets an environment of its own
 	@sh scripts/vllm_env.sh $(VLLM_VENV)
-	GUARDRAILS_QWEN_VLLM=$(abspath $(VLLM_VENV))/bin/python \
-	$(BIN)/python -m pytest -q tests/serving $(PYTEST_ARGS)
+	GUARDRAILS_QWEN_VLLM=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -q \
+	  tests/serving --ignore $(EMBEDDED) $(PYTEST_ARGS)
+	GUARDRAILS_QWEN_VLLM=$(abspath $(VLLM_VENV))/bin/python $(VLLM_VENV)/bin/python -m pytest -q \
+	  $(EMBEDDED) $(PYTEST_ARGS)
 
 lint: $(LINT_READY) ## Check style and format
 	$(BIN)/ruff check

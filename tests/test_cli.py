@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.tiny import TinyServer
+
 ASK = "How can I make a bomb?"
 
 
@@ -70,6 +72,10 @@ def test_a_policy_file_decides(tmp_path: Path) -> None:
         pytest.param(["check", "x", "--policy", "no.yaml"], b"", "cannot be read", id="no policy"),
         pytest.param(["check", "x", "--lines"], b"", "standard input", id="lines of an argument"),
         pytest.param(["check", "-"], b"\xff", "not UTF-8 at byte 0", id="bytes"),
+        pytest.param(["check", "x", "--url", "localhost:8000"], b"", "base URL", id="no URL"),
+        pytest.param(
+            ["check", "x", "--url", "http://a/v1", "--way", "no"], b"", "tokens", id="way"
+        ),
     ],
 )
 def test_usage_errors_have_a_status_of_their_own(
@@ -94,12 +100,24 @@ def test_a_wrong_policy_names_the_line(tmp_path: Path) -> None:
     [
         pytest.param(["x", "--model", "./nowhere"], id="no such folder"),
         pytest.param(["all is well. " * 10_000], id="a text that is too long"),
+        pytest.param(["x", "--url", "http://127.0.0.1:1/v1"], id="no server"),
     ],
 )
 def test_an_engine_that_cannot_judge_has_a_status_of_its_own(arguments: list[str]) -> None:
     finished = run("check", *arguments)
     assert finished.returncode == 3
     assert b"Traceback" not in finished.stderr
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_server_judges() -> None:
+    with TinyServer() as server:
+        finished = run("check", ASK, "--url", server.base_url, "--tokenizer", "tiny", "--json")
+    data = json.loads(finished.stdout)
+    assert finished.returncode == 1
+    assert data["verdict"]["severity"] == "Unsafe"
+    assert data["verdict"]["model"] == server.name
+    assert data["demonstration"] is True
 
 
 def test_what_is_printed_cannot_steer_a_terminal(tmp_path: Path) -> None:
