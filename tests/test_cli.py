@@ -116,7 +116,7 @@ def test_a_server_judges() -> None:
     data = json.loads(finished.stdout)
     assert finished.returncode == 1
     assert data["verdict"]["severity"] == "Unsafe"
-    assert data["verdict"]["model"] == server.name
+    assert data["verdict"]["model"] == "tiny"
     assert data["demonstration"] is True
 
 
