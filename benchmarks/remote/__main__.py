@@ -147,7 +147,7 @@ class Run:
         with TransformersEngine.from_pretrained(self.options.tokenizer, dtype="float32") as engine:
             local = engine.judge(asked)
         for way in (CHAT, CONSTRAINED, TOKENS):
-            with self.target.engine(way, deadline=None) as engine:
+            with self.target.engine(way, deadline=None, exact=True) as engine:
                 self.results.agreement[way] = agreement(local, engine, asked)
 
 

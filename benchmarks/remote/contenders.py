@@ -67,13 +67,15 @@ class Target:
             return PlainClient(self, name)
         return EngineContender(self, name)
 
-    def engine(self, way: str, *, deadline: float | None = 30.0) -> OpenAICompatibleEngine:
-        """Our engine, asking in that way."""
+    def engine(
+        self, way: str, *, deadline: float | None = 30.0, exact: bool = False
+    ) -> OpenAICompatibleEngine:
+        """Our engine, asking in that way; `exact` if it cuts long texts by tokens in any way."""
         return OpenAICompatibleEngine.from_url(
             self.url,
             model=self.model,
             way=Way(way),
-            tokenizer=self.prompting if way == TOKENS else None,
+            tokenizer=self.prompting if exact or way == TOKENS else None,
             deadline=deadline,
             max_concurrency=self.callers,
             http_client=self._http_client if self.count else None,
