@@ -132,6 +132,8 @@ class Transport:
             timeout=reliability.timeout,
             http_client=http_client() if http_client else None,
         )
+        # It takes headers, keys among them, from OPENAI_CUSTOM_HEADERS, and no argument keeps it.
+        self._client._custom_headers = {}  # pyright: ignore[reportPrivateUsage]
 
     async def post(self, path: str, body: Mapping[str, Any], deadline: Deadline) -> object:
         """The JSON that the server answers to a body.
