@@ -15,7 +15,7 @@ from guardrails_qwen.conversation import Conversation, Message, Role, require_te
 from guardrails_qwen.cutting import Measure, Ruler, alone, excerpt, runs, units_of
 from guardrails_qwen.dialects.turns import turns
 from guardrails_qwen.engines.base import Outcome, failed
-from guardrails_qwen.errors import GuardError, unavailable
+from guardrails_qwen.errors import GuardError, RequestRejected, unavailable
 from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
 
 
@@ -119,7 +119,7 @@ def merged(found: Sequence[Window], outcomes: Sequence[Outcome]) -> Outcome:
     verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
     if len(verdicts) < len(outcomes):
         errors = [outcome for outcome in outcomes if isinstance(outcome, GuardError)]
-        return _failure(errors, harmful=any(verdict.severity for verdict in verdicts))
+        return _failure(errors, verdicts)
     harmful = [verdict for verdict in verdicts if verdict.severity]
     spoken = [verdicts[0], *harmful]
     return replace(
@@ -202,17 +202,22 @@ def _abridged(role: Role, text: str, ruler: Ruler, budget: int) -> list[Message]
     return [Message(role=role, text=f"{head.strip()} … {tail.strip()}")]
 
 
-def _failure(errors: Sequence[GuardError], *, harmful: bool) -> GuardError:
+def _failure(errors: Sequence[GuardError], verdicts: Sequence[Verdict]) -> GuardError:
     """The error of the whole: none that a policy waves through if harm is known or likely.
 
-    A policy may let a text pass whose engine was not available, but its author chose what is not
-    readable. A window that is not safe is a fact: no other engine should be asked about the text.
+    A policy may let a text pass whose engine was not available. But its author chose what is not
+    readable, and its length, which may be what keeps an engine from the rest of it. A window that
+    is not safe is a fact: no other engine should be asked about the text.
     """
-    if harmful and all(map(failed, errors)):
+    if any(verdict.severity for verdict in verdicts) and all(map(failed, errors)):
         failure = GuardError("a part of the text is not safe and another could not be judged")
-        failure.__cause__ = errors[0]
-        return failure
-    return next((error for error in errors if not unavailable(error)), errors[0])
+    elif verdicts and all(map(unavailable, errors)):
+        parts = len(verdicts) + len(errors)
+        failure = RequestRejected(f"{len(verdicts)} of {parts} parts of the text could be judged")
+    else:
+        return next((error for error in errors if not unavailable(error)), errors[0])
+    failure.__cause__ = errors[0]
+    return failure
 
 
 def _all(refusals: Sequence[bool | None]) -> bool | None:

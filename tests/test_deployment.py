@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.widen import HEAD_DIM, SHAPES, Shape
-from guardrails_qwen import Conversation, GuardError
+from guardrails_qwen import Conversation, GuardError, Verdict
+from guardrails_qwen.engines.asking import Way
 from guardrails_qwen.engines.openai_compatible import OpenAICompatibleEngine
 from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.longtext import Windows
 from tests.deployment import COMPOSE, PAGE, SERVE, commands, composed, flags, service, started
-from tests.engines.remote import ready
+from tests.engines.remote import prompting, ready
 from tests.servers.faults import BROKEN, TRANSIENT, redirect
 from tests.servers.faulty import FaultyServer, always
 from tests.servers.loopback import LoopbackServer
-from tests.servers.quirks import CHATTING, WRONG_TEMPLATE
+from tests.servers.quirks import CHATTING, WRONG_TEMPLATE, Quirks
 from tests.servers.tiny import TinyServer
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -122,11 +123,6 @@ SERVERS: dict[str, tuple[Callable[[], LoopbackServer], dict[str, str], str]] = {
         {"way": "tokens"},
         "asked by tokens: the model",
     ),
-    "chatting-tokenizer": (
-        lambda: TinyServer(CHATTING),
-        {"way": "tokens", "tokenizer": "tiny"},
-        "asked by tokens: its tokenizer",
-    ),
     "replies-as-prompts": (lambda: TinyServer(WRONG_TEMPLATE), {"way": "chat"}, "as if it were"),
     "context-below-instructions": (lambda: TinyServer(context=96), {}, "asked by chat: the server"),
     "context-above-instructions": (lambda: TinyServer(context=240), {}, "240 tokens"),
@@ -146,6 +142,21 @@ def test_errors_are_as_the_page_has_them(
     ready()
     with server() as running:
         assert _is_quoted(_error(f"{running.url}/v1", **options), about)
+
+
+@pytest.mark.parametrize("quirks", [CHATTING, WRONG_TEMPLATE], ids=["chatting", "wrong template"])
+def test_with_a_tokenizer_the_servers_template_does_not_matter(quirks: Quirks) -> None:
+    ready()
+    reply = Conversation.exchange("How can I make a bomb?", "I'm sorry, I can't help with that.")
+    with TinyServer(quirks) as server:
+        engine = OpenAICompatibleEngine.from_url(
+            server.base_url, reliability=BRISK, tokenizer=prompting()
+        )
+        with engine:
+            assert engine.explore().way is Way.TOKENS
+            [verdict] = engine.judge([reply])
+    assert isinstance(verdict, Verdict)
+    assert verdict.refusal is True
 
 
 def test_the_page_knows_a_url_without_its_version() -> None:

@@ -21,6 +21,7 @@ from guardrails_qwen import (
     OnError,
     Outcome,
     Policy,
+    RequestRejected,
     Role,
     Scores,
     Severity,
@@ -503,7 +504,7 @@ def test_refusal(parts: list[tuple[int, bool | None]], refused: bool | None) -> 
 
 GONE, ODDITY, LONG = EngineError("gone"), UnreadableVerdict("x"), TextTooLong(9, 8)
 FAILURES = [
-    pytest.param([SAFE, GONE], GONE, id="one failed"),
+    pytest.param([GONE, GONE], GONE, id="all failed"),
     pytest.param([GONE, ODDITY], ODDITY, id="one is unreadable"),
     pytest.param([GONE, LONG, SAFE], LONG, id="one is too long"),
     pytest.param([LONG, HARM], LONG, id="too long beside harm"),
@@ -527,9 +528,19 @@ def test_a_failure_beside_known_harm_is_never_waved_through(
     assert error.__cause__ is failed
     policy = Policy.strict(on_error=OnError.ALLOW)
     assert not policy.decide_unjudged(Stage.INPUT, error).allowed
-    alone = whole(SAFE, GONE)
-    assert isinstance(alone, GuardError)
-    assert policy.decide_unjudged(Stage.INPUT, alone).allowed
+    outage = whole(GONE, GONE)
+    assert isinstance(outage, GuardError)
+    assert policy.decide_unjudged(Stage.INPUT, outage).allowed
+
+
+def test_a_text_that_outlasts_an_engine_is_never_waved_through() -> None:
+    """Its length may be why a part of it was not judged. Another engine may do better."""
+    error = whole(SAFE, SAFE, GONE)
+    assert isinstance(error, RequestRejected)
+    assert error.__cause__ is GONE
+    assert "2 of 3 parts" in str(error)
+    policy = Policy.strict(on_error=OnError.ALLOW)
+    assert not policy.decide_unjudged(Stage.INPUT, error).allowed
 
 
 @pytest.mark.parametrize("outcomes", [[], [SAFE, SAFE]], ids=["none", "too many"])

@@ -194,13 +194,12 @@ class ServerPrompts:
         cls, transport: Transport, model: str, dialect: Dialect, deadline: Deadline
     ) -> ServerPrompts:
         """With the answers of Qwen3Guard-Gen in the server's tokens."""
+        await tokenized(transport, model, "Safety:", deadline)  # one, before all the others
 
         async def tree(*, response: bool) -> TokenTree:
             answer = qwen3guard.answer_format(response=response)
-            found = await together(
-                _tokens(transport, {"model": model, "prompt": text, **_PLAIN}, deadline)
-                for text in map(answer.write, answer.answers)
-            )
+            texts = map(answer.write, answer.answers)
+            found = await together(tokenized(transport, model, one, deadline) for one in texts)
             return TokenTree(
                 {values: [*ids, _END] for values, ids in zip(answer.answers, found, strict=True)},
                 resolve=len(qwen3guard.EXPECTED),
@@ -216,20 +215,25 @@ class ServerPrompts:
         return await tokenized(self._transport, self._model, messages, deadline)
 
 
-_PLAIN = {"add_special_tokens": False}
 _END = -1
 """Stands for the end of a turn, which nobody reads."""
 
 
 async def tokenized(
-    transport: Transport, model: str, messages: Sequence[Mapping[str, Any]], deadline: Deadline
+    transport: Transport,
+    model: str,
+    asked: str | Sequence[Mapping[str, Any]],
+    deadline: Deadline,
 ) -> list[int]:
-    """What a server's `/tokenize` makes of messages, if it applies the template there."""
-    body = {"model": model, "messages": messages, "add_generation_prompt": True}
-    return await _tokens(transport, body, deadline)
+    """What a server's `/tokenize` makes of a text, or of messages in the template.
 
-
-async def _tokens(transport: Transport, body: Mapping[str, Any], deadline: Deadline) -> list[int]:
+    Raises:
+        GuardError: It cannot, or does something else.
+    """
+    if isinstance(asked, str):
+        body: dict[str, Any] = {"model": model, "prompt": asked, "add_special_tokens": False}
+    else:
+        body = {"model": model, "messages": asked, "add_generation_prompt": True}
     return narrowed(Tokens, await transport.post("//tokenize", body, deadline)).tokens
 
 

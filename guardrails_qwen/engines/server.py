@@ -57,6 +57,8 @@ _CONSTRAINTS = ("structured_outputs", "regex", "guided_regex")
 """Fields for a regular expression: of vLLM, of SGLang, and of vLLM before 0.12."""
 _UNLIKELY = "aubergine"
 """An answer that no model gives unless it must."""
+_SAMPLE = "Hello, World! 你好。 naïve 1234 😀\n\tSafety: Unsafe"
+"""A text that different tokenizers cut differently."""
 _TIMES = 8
 _MOST = 20
 """Alternatives of a token that are asked for first."""
@@ -132,7 +134,13 @@ class _Explorer:
                 if self.wanted.way is Way.TOKENS:
                     raise WrongServer(f"the server cannot be asked by tokens: {error}") from error
                 refused = str(error)
-        return replace(await self._by_chat(model, software), refused=refused)
+        try:
+            return replace(await self._by_chat(model, software), refused=refused)
+        except WrongServer as error:
+            told = isinstance(error.__cause__, RequestRejected) and model.max_model_len
+            context = f", of {model.max_model_len} tokens" if told else ""
+            tokens = f"; nor by tokens: {refused}" if refused else ""
+            raise WrongServer(f"{error}{context}{tokens}") from error.__cause__
 
     @property
     def _may_use_tokens(self) -> bool:
@@ -194,18 +202,12 @@ class _Explorer:
             return await ServerPrompts.connect(
                 self.transport, model, self.wanted.dialect, self.deadline
             )
-        prompts = LocalPrompts(self.wanted.prompting)
-        for probe in self.wanted.dialect.probes:
-            messages = self.wanted.dialect.messages(probe)
-            differs = False
-            with suppress(*_CANNOT):  # not every server tells
-                theirs = await tokenized(self.transport, model, messages, self.deadline)
-                differs = theirs != await prompts.ids(probe, self.deadline)
-            if differs:
-                raise WrongServer(
-                    "its tokenizer or chat template is another one than the `tokenizer` given"
-                )
-        return prompts
+        theirs: list[int] | None = None
+        with suppress(*_CANNOT):  # not every server tells
+            theirs = await tokenized(self.transport, model, _SAMPLE, self.deadline)
+        if theirs is not None and theirs != self.wanted.prompting.encoder.text(_SAMPLE):
+            raise WrongServer("its tokenizer is another one than the `tokenizer` given")
+        return LocalPrompts(self.wanted.prompting)
 
     async def _require_guard(self, model: str, probe: Conversation, ids: list[int]) -> None:
         """Have a whole answer written, unforced: a model that is no guard writes something else."""
@@ -269,12 +271,14 @@ class _Explorer:
             try:
                 written = await self._chat(body)
             except _CANNOT as error:
-                refusals.append(error)
+                cut_off = isinstance(error, UnreadableVerdict) and error.answer
+                refusals += [] if cut_off else [error]
                 continue
             if self._reads(written, probe):
                 return replace(form, logprobs=form.logprobs if written.steps else 0), written
         if len(refusals) == len(forms):
-            raise WrongServer(f"the server cannot be asked by chat: {refusals[-1]}")
+            last = refusals[-1]
+            raise WrongServer(f"the server cannot be asked by chat: {last}") from last
         raise WrongServer(_REPLIES if judges_response(probe) else _TEMPLATE)
 
     async def _chat(self, body: Mapping[str, Any]) -> Written:
