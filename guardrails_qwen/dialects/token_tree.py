@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 Answer = tuple[str, ...]
 Logits = Mapping[int, float]
@@ -95,6 +96,19 @@ class TokenTree:
         """
         self.forks = sorted({token for node in _walk(self.root) for token in _choices(node)})
         """Every token that some logits are needed of."""
+
+    @cached_property
+    def assumed(self) -> dict[Node, Node]:
+        """Forks that need not be read, with their child that is as expected.
+
+        They tell apart what follows a first field as expected: of a safe text, the category.
+        """
+        first, *_ = self.expected
+        return {
+            node: next(one for one in node.children.values() if self.expected in one.heads)
+            for node in _walk(self.root)
+            if len(node.heads) > 1 and all(head[0] == first for head in node.heads)
+        }
 
     def distribution(self, logits: Mapping[Node, Logits]) -> dict[Answer, float]:
         """P(first `resolve` fields), over the documented answers only, from logits at `reads`."""

@@ -77,17 +77,9 @@ class TreeWalk:
             last=last_field(end, self._read) if len(answer) > self.tree.resolve else {},
         )
 
-    def _assumed(self, node: Node) -> Node | None:
-        """Where a fork leads that is not read: as expected, behind a first field as expected."""
-        first, *_ = self.tree.expected
-        if len(node.heads) < 2 or any(head[0] != first for head in node.heads):
-            return None
-        [child] = [one for one in node.children.values() if self.tree.expected in one.heads]
-        return child
-
     def _next(self, node: Node) -> Mapping[Node, float] | None:
         """P(child) for each child; None where that is not known."""
-        assumed = self._assumed(node)
+        assumed = self.tree.assumed.get(node)
         if assumed is not None:
             return {assumed: 1.0}
         if len(node.children) > 1 and node not in self._read:

@@ -72,6 +72,7 @@ class PromptEncoder:
         longest_first = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._heads: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._constants: dict[str, list[int]] = {}
 
     def text(self, text: str) -> list[int]:
         """Token ids of ordinary text; no special token can be among them."""
@@ -112,17 +113,24 @@ class PromptEncoder:
         ]
 
     def _parts(self, pieces: Sequence[Piece]) -> list[int | str]:
-        """Special tokens by id, and the stretches of text between them."""
+        """Token ids of what has no content in it, and the stretches of text that have."""
         parts: list[int | str] = []
-        run = ""
+        run, content = "", False
         for piece in pieces:
             position = 0
             for match in self._split.finditer(piece.text) if piece.scaffold else ():
                 run += piece.text[position : match.start()]
-                parts += [*([run] if run else []), self._special[match[0]]]
-                run, position = "", match.end()
+                parts += [*([run] if content else self._constant(run)), self._special[match[0]]]
+                run, content, position = "", False, match.end()
             run += piece.text[position:]
-        return [*parts, *([run] if run else [])]
+            content = content or not piece.scaffold
+        return [*parts, *([run] if content else self._constant(run))]
+
+    def _constant(self, text: str) -> list[int]:
+        """Token ids of a stretch of the template's own text, of which there are few."""
+        if text not in self._constants:
+            self._constants[text] = self.text(text)
+        return self._constants[text]
 
     def _head(self, scaffold: str) -> tuple[tuple[int, ...], str]:
         """The part of a prompt's first piece that content cannot change, as ids; and the rest."""
