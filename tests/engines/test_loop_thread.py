@@ -81,11 +81,14 @@ def test_nothing_starts_before_the_first_work(thread: LoopThread[Resource], made
 
 
 def test_threads_and_loops_share_one_resource(thread: LoopThread[Resource], made: Made) -> None:
+    def directly(_: int) -> int:
+        return thread.run(use)
+
     def on_a_loop(_: int) -> int:
         return asyncio.run(thread.arun(use))
 
     with ThreadPoolExecutor(8) as pool:
-        found = [*pool.map(lambda _: thread.run(use), range(40)), *pool.map(on_a_loop, range(40))]
+        found = [*pool.map(directly, range(40)), *pool.map(on_a_loop, range(40))]
     assert sorted(found) == list(range(1, 81))
     assert len(made.all) == 1
     assert len(alive()) == 1
@@ -215,8 +218,12 @@ class TestClosing:
     ) -> None:
         """As when a caller gives up an engine while its work goes on, which holds it last."""
         complaints = list[str]()
-        monkeypatch.setattr(sys, "excepthook", lambda *_: complaints.append("raised"))
-        monkeypatch.setattr(sys, "unraisablehook", lambda _: complaints.append("unraisable"))
+
+        def complain(*_: object) -> None:
+            complaints.append("an exception that nobody caught")
+
+        monkeypatch.setattr(sys, "excepthook", complain)
+        monkeypatch.setattr(sys, "unraisablehook", complain)
         holder, begun = [LoopThread(made, name=NAME)], threading.Event()
 
         async def let_go(_: Resource) -> None:
