@@ -107,7 +107,9 @@ class TokenTree:
         return {
             node: next(one for one in node.children.values() if self.expected in one.heads)
             for node in _walk(self.root)
-            if len(node.heads) > 1 and all(head[0] == first for head in node.heads)
+            if len(node.heads) > 1
+            and self.expected in node.heads
+            and all(head[0] == first for head in node.heads)
         }
 
     def distribution(self, logits: Mapping[Node, Logits]) -> dict[Answer, float]:
