@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Literal, overload
 from guardrails_qwen.conversation import Conversation, ConversationLike, Message, Role
 from guardrails_qwen.decision import Decision
 from guardrails_qwen.engines.base import Engine, Outcome, failure
-from guardrails_qwen.errors import ConversationError, EngineError, GuardError, GuardViolation
+from guardrails_qwen.errors import (
+    ConversationError,
+    EngineError,
+    GuardError,
+    GuardViolation,
+    PolicyError,
+)
 from guardrails_qwen.policy import Policy
 from guardrails_qwen.redaction import redacted, suspects
 from guardrails_qwen.rules import Action, Stage
@@ -43,6 +49,11 @@ class Guard:
     """
 
     def __init__(self, engine: Engine, policy: Policy | None = None) -> None:
+        if policy is not None and not isinstance(policy, Policy):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PolicyError(
+                f"the policy is {type(policy).__name__}: give a Policy, as Policy.strict(), "
+                "Policy.loose() or Policy.from_file(path) make"
+            )
         self.engine = engine
         self.policy = policy or Policy.strict()
 

@@ -16,6 +16,18 @@ _FAMILIES: dict[str, type[Qwen3Guard | LlamaGuard | GptOssSafeguard]] = {
 }
 
 
+def dialect_named(name: str) -> Dialect:
+    """The dialect of a family, by its name.
+
+    Raises:
+        ValueError: There is no such family.
+    """
+    families = {family().name: family for family in _FAMILIES.values()}
+    if name not in families:
+        raise ValueError(f"there is no dialect {name!r}: use one of {', '.join(families)}")
+    return families[name]()
+
+
 def dialect_of(model: str | None) -> Dialect:
     """The dialect of a model, by its name; that of Qwen3Guard-Gen where the name tells none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -21,8 +22,10 @@ NEGLIGIBLE = 0.01
 """The probability that all those beginnings of answers may have together of which nobody asks how
 they go on. No probability of a category is wrong by more."""
 
-_NEVER = -1e9
-"""The log-probability of what a server did not list."""
+_NEVER = -30.0
+"""The log-probability of what cannot be."""
+_TIE = 0.05
+"""How far a likeliest token may be behind another for rounding, in log-probability."""
 
 
 @dataclass(slots=True)
@@ -58,14 +61,22 @@ class TreeWalk:
                 are not negligible.
             likeliest: The likeliest of all tokens.
 
+        A child that is not listed counts as likely as it can be: no likelier than the least likely
+        that is, and than what all that are listed leave over.
+
         Raises:
-            OffFormat: On the way of greedy decoding it is none that an answer goes on with.
+            OffFormat: On the way of greedy decoding, the likeliest is none that an answer goes on
+                with, or not the likeliest of those listed.
         """
-        if likeliest not in node.children and self._greedy() is node:
-            raise OffFormat
-        self._read[node] = {
-            token: max(logprobs.get(token, _NEVER), _NEVER) for token in node.children
-        }
+        over = 1 - sum(map(math.exp, logprobs.values()))
+        rest = max(_NEVER, min([*logprobs.values(), math.log(max(over, math.exp(_NEVER)))]))
+        known = {token: max(logprobs.get(token, rest), _NEVER) for token in node.children}
+        if self._greedy() is node:
+            top = max([*known.values(), *logprobs.values()])
+            if likeliest not in known or logprobs.get(likeliest, -math.inf) < top - _TIE:
+                raise OffFormat
+            known[likeliest] = top + 1e-9
+        self._read[node] = known
 
     def scored(self) -> Scored:
         """The verdict, when nothing is wanted any more."""

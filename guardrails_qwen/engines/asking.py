@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -20,12 +21,13 @@ from guardrails_qwen.engines.completions import (
     Tokens,
     Written,
     narrowed,
+    prompt_tokens,
     read_chat,
     read_next,
 )
 from guardrails_qwen.engines.prompting import Prompting
 from guardrails_qwen.engines.transport import Deadline, Transport
-from guardrails_qwen.errors import UnreadableVerdict
+from guardrails_qwen.errors import RequestRejected, UnreadableVerdict
 from guardrails_qwen.verdict import Scores, Verdict
 
 Result = TypeVar("Result")
@@ -95,6 +97,16 @@ class Asker(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Whole:
+    """Up to which length a server is known not to truncate."""
+
+    proven: int = 0
+    """In tokens of a prompt."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while it is found out."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAsker:
     """Asks by chat completions, and checks that the server read and did what it was asked."""
@@ -103,39 +115,86 @@ class ChatAsker:
     dialect: Dialect
     form: ChatForm
     overheads: Mapping[bool, int] = field(default_factory=dict[bool, int])
-    """The least tokens of a prompt beside its text, where it judges a response and where not."""
+    """The least tokens of a prompt beside its text, where it judges a response and where not; empty
+    where the server does not count."""
+    model: str | None = None
+    """Who answers, as the server said when it was explored."""
+    whole: Whole = field(default_factory=Whole)
 
     async def __call__(self, conversation: Conversation, deadline: Deadline) -> Verdict:
         """The verdict; see `Asker`."""
         body = self.form.body(self.dialect, conversation)
-        written = read_chat(await self.transport.post("/chat/completions", body, deadline))
-        self._require_read(written, body, conversation)
+        written = await self._written(body, deadline)
+        await self._require_read(written.read, body, conversation, deadline)
         self._require_constrained(written, conversation)
         verdict = self.dialect.read(written.text, conversation, written.steps)
         return replace(verdict, tokens=written.tokens)
 
-    def _require_read(
-        self, written: Written, body: Mapping[str, Any], conversation: Conversation
+    async def _written(self, body: Mapping[str, Any], deadline: Deadline) -> Written:
+        written = read_chat(await self.transport.post("/chat/completions", body, deadline))
+        require_same_model(self.model, written.model)
+        return written
+
+    async def _require_read(
+        self,
+        read: int | None,
+        body: Mapping[str, Any],
+        conversation: Conversation,
+        deadline: Deadline,
     ) -> None:
         """Refuse a verdict on less text than was sent: some servers truncate and say nothing.
 
         Every word takes a token at least, so that a prompt of fewer tokens cannot hold them all.
+        Not all text has words, so a prompt that is longer than any before it is not believed before
+        a harmless one that is longer still was seen to be read.
         """
-        overhead = self.overheads.get(judges_response(conversation))
-        if written.read is None or overhead is None:
+        if not self.overheads:
             return
         words = sum(len(str(message["content"]).split()) for message in body["messages"])
-        if written.read < overhead + words:
+        least = self.overheads[judges_response(conversation)] + words
+        if read is None or read < least:
             raise UnreadableVerdict(
                 "",
-                f"the server read {written.read} tokens of a prompt that has "
-                f"{overhead + words} at least: give it a longer context",
+                f"the server read {read or 'an unknown number of'} tokens of a prompt that has "
+                f"{least} at least: give it a longer context",
             )
+        async with self.whole.lock:
+            if read > self.whole.proven:
+                await self._prove(read, deadline)
+
+    async def _prove(self, read: int, deadline: Deadline) -> None:
+        """See that the server reads a prompt of more than so many tokens, or refuses it."""
+        words = 2 * read
+        probe = self.dialect.probes[0].with_last_text(" ".join(["word"] * words))
+        body = {**self.form.body(self.dialect, probe), "max_tokens": 1}
+        try:
+            answer = await self.transport.post("/chat/completions", body, deadline)
+        except RequestRejected:
+            self.whole.proven = sys.maxsize  # it says so where a prompt is too long
+            return
+        found = prompt_tokens(answer)
+        if found is None or found < words:
+            raise UnreadableVerdict(
+                "",
+                f"the server read {found} tokens of a prompt that has {words} at least, so that "
+                f"one of {read} may have been truncated: give it a longer context",
+            )
+        self.whole.proven = max(self.whole.proven, words)
 
     def _require_constrained(self, written: Written, conversation: Conversation) -> None:
         regex = self.dialect.regex(conversation) if self.form.constraint else None
         if regex and re.fullmatch(regex, written.text.strip()) is None:
             raise UnreadableVerdict(written.text, "the server ignored the regular expression")
+
+
+def require_same_model(explored: str | None, answered: str | None) -> None:
+    """Refuse what another model says than the one that was tried.
+
+    Raises:
+        UnreadableVerdict: It is another, by the name that the server gives it.
+    """
+    if explored != answered:
+        raise UnreadableVerdict("", "another model answered than the one that was explored")
 
 
 class Prompts(Protocol):
@@ -212,7 +271,11 @@ class ServerPrompts:
     async def ids(self, conversation: Conversation, deadline: Deadline) -> list[int]:
         """From the server."""
         messages = self._dialect.messages(conversation)
-        return await tokenized(self._transport, self._model, messages, deadline)
+        found = await tokenized(self._transport, self._model, messages, deadline)
+        words = sum(len(str(message["content"]).split()) for message in messages)
+        if len(found) < words:
+            raise UnreadableVerdict("", f"the server made {len(found)} tokens of {words} words")
+        return found
 
 
 _END = -1
@@ -248,6 +311,8 @@ class TokensAsker:
     transport: Transport
     model: str
     prompts: Prompts
+    answering: str | None = None
+    """Who answers, as the server said when it was explored."""
 
     async def __call__(self, conversation: Conversation, deadline: Deadline) -> Verdict:
         """The verdict; see `Asker`."""
@@ -284,6 +349,7 @@ class TokensAsker:
             "return_tokens_as_token_ids": True,
         }
         following = read_next(await self.transport.post("/completions", body, deadline))
+        require_same_model(self.answering, following.model)
         if following.read != len(sent):
             raise UnreadableVerdict(
                 "", f"the server read {following.read} tokens where {len(sent)} were sent"

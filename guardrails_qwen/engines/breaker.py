@@ -33,14 +33,16 @@ class Breaker:
         """Whether it refuses all but a probe."""
         return self._count >= self.failures
 
-    def admit(self) -> None:
-        """Let a request through, which then has to be reported as `succeeded` or `failed`.
+    def admit(self) -> bool:
+        """Let a request through, and say whether it is the probe.
+
+        It has to be reported then, as `succeeded`, `failed` or, if it was the probe, `released`.
 
         Raises:
             EngineUnavailable: It is open, or half-open with a probe under way.
         """
         if not self.open:
-            return
+            return False
         left = self._until - self.clock()
         if left > 0 or self._probing:
             when = f"in {left:.1f} s" if left > 0 else "under way"
@@ -49,6 +51,7 @@ class Breaker:
                 f"the next try is {when}"
             )
         self._probing = True
+        return True
 
     def succeeded(self) -> None:
         """The server answered, whatever it said."""
@@ -61,5 +64,5 @@ class Breaker:
             self._until = self.clock() + self.rest
 
     def released(self) -> None:
-        """Nothing was learned: the request was given up before there was an answer."""
+        """The probe was given up before there was an answer."""
         self._probing = False

@@ -29,6 +29,8 @@ class Written:
     """Tokens of the prompt, as the server counted them; None where it does not say."""
     tokens: int
     """Tokens that it computed, prompt included, but for those that it says were cached."""
+    model: str | None
+    """Who answered, as the server says; None where it does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Following:
     logprobs: Mapping[str, float]
     read: int | None
     """Tokens of the prompt, as the server counted them."""
+    model: str | None
+    """Who answered, as the server says."""
 
     def by_id(self, texts: Mapping[str, int]) -> tuple[dict[int, float], int]:
         """Log-probabilities by token id, and the id of the likeliest; -1 for an unknown one."""
@@ -97,7 +101,13 @@ def read_chat(data: object) -> Written:
         for one in (choice.logprobs.content or () if choice.logprobs else ())
     )
     usage = completion.usage
-    return Written(text=text, steps=steps, read=usage.prompt_tokens, tokens=usage.computed)
+    return Written(
+        text=text,
+        steps=steps,
+        read=usage.prompt_tokens,
+        tokens=usage.computed,
+        model=completion.model,
+    )
 
 
 def read_next(data: object) -> Following:
@@ -112,6 +122,7 @@ def read_next(data: object) -> Following:
         likeliest=found.tokens[0],
         logprobs=found.top_logprobs[0],
         read=completion.usage.prompt_tokens,
+        model=completion.model,
     )
 
 
@@ -128,7 +139,17 @@ def read_text(data: object) -> Written:
         steps=(),
         read=usage.prompt_tokens,
         tokens=usage.computed,
+        model=completion.model,
     )
+
+
+def prompt_tokens(data: object) -> int | None:
+    """The length of a prompt, as a server counted it in whatever it answered.
+
+    Raises:
+        UnreadableVerdict: It is no answer at all.
+    """
+    return narrowed(_Counted, data).usage.prompt_tokens
 
 
 def _id(token: str, texts: Mapping[str, int]) -> int:
@@ -153,6 +174,10 @@ class _Usage(BaseModel):
     def computed(self) -> int:
         cached = self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else 0
         return max(0, (self.prompt_tokens or 0) - (cached or 0)) + (self.completion_tokens or 0)
+
+
+class _Counted(BaseModel):
+    usage: _Usage = _Usage()
 
 
 class _Top(BaseModel):
@@ -180,6 +205,7 @@ class _ChatChoice(BaseModel):
 
 
 class _Chat(BaseModel):
+    model: str | None = None
     choices: Annotated[list[_ChatChoice], Field(min_length=1)]
     usage: _Usage = _Usage()
 
@@ -194,6 +220,7 @@ class _Choice(BaseModel):
 
 
 class _Completion(BaseModel):
+    model: str | None = None
     choices: Annotated[list[_Choice], Field(min_length=1)]
     usage: _Usage = _Usage()
 
@@ -203,5 +230,6 @@ class _TextChoice(BaseModel):
 
 
 class _Text(BaseModel):
+    model: str | None = None
     choices: Annotated[list[_TextChoice], Field(min_length=1)]
     usage: _Usage = _Usage()

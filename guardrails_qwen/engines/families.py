@@ -80,7 +80,7 @@ def from_url(
     Args:
         base_url: With the version, as `http://localhost:8000/v1`.
         options: Those of `OpenAICompatibleEngine.from_url`. `OpenAIModerationEngine`, which is for
-            names like `omni-moderation-latest`, has no `dialect`, `way` and `tokenizer`.
+            names like `omni-moderation-latest` without a `dialect`, has no `way` and `tokenizer`.
 
     Raises:
         CheckpointError: The tokenizer cannot be used.
@@ -94,12 +94,12 @@ def from_url(
         raise ImportError(
             f"a remote engine needs {error.name}: pip install 'guardrails-qwen[remote]'"
         ) from error
-    if MODERATION not in (options.get("model") or ""):
+    if MODERATION not in (options.get("model") or "") or options.get("dialect"):
         return OpenAICompatibleEngine.from_url(base_url, **options)
     given: dict[str, Any] = {
         name: value for name, value in options.items() if value is not None and value != "auto"
     }
-    others = sorted({"dialect", "way", "tokenizer"} & set(given))
+    others = sorted({"way", "tokenizer"} & set(given))
     if others:
         raise ValueError(f"the moderation endpoint has no option {', '.join(others)}: leave it out")
     return OpenAIModerationEngine(base_url=base_url, **given)

@@ -14,13 +14,14 @@ import anyio
 
 from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.dialects.base import Dialect
-from guardrails_qwen.dialects.families import dialect_of
+from guardrails_qwen.dialects.families import dialect_named, dialect_of
 from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.asking import Way
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.estimate import estimated
+from guardrails_qwen.engines.health import Health
 from guardrails_qwen.engines.reliability import Reliability
-from guardrails_qwen.engines.remote import RemoteEngine, judge_windows
+from guardrails_qwen.engines.remote import RemoteEngine, judge_windows, require_type
 from guardrails_qwen.engines.server import Server, Wanted, explore
 from guardrails_qwen.engines.transport import Address, Deadline, Transport
 from guardrails_qwen.errors import EngineTimeout, EngineUnavailable, GuardError, WrongServer
@@ -47,8 +48,8 @@ class RemoteOptions(TypedDict, total=False):
     model: str | None
     api_key: str | None
     headers: Mapping[str, str] | None
-    dialect: Dialect | None
-    way: Way | str
+    dialect: Dialect | str | None
+    way: Way | str | None
     tokenizer: str | Path | Prompting | None
     windows: Windows
     deadline: float | None
@@ -91,6 +92,9 @@ class OpenAICompatibleEngine(RemoteEngine):
         reliability: Reliability = Reliability(),
         http_client: Callable[[], Any] | None = None,
     ) -> None:
+        require_type("max_concurrency", max_concurrency, int)
+        require_type("reliability", reliability, Reliability)
+        require_type("windows", windows, Windows)
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency is {max_concurrency}: use at least 1")
         dialect = dialect or dialect_of(model)
@@ -109,6 +113,7 @@ class OpenAICompatibleEngine(RemoteEngine):
                     concurrency=max_concurrency,
                     http_client=http_client,
                 ),
+                reliability,
                 Wanted(model=model, dialect=dialect, way=way, prompting=prompting),
                 windows,
                 self._known,
@@ -126,8 +131,8 @@ class OpenAICompatibleEngine(RemoteEngine):
         model: str | None = None,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
-        dialect: Dialect | None = None,
-        way: Way | str = "auto",
+        dialect: Dialect | str | None = None,
+        way: Way | str | None = "auto",
         tokenizer: str | Path | Prompting | None = None,
         windows: Windows = Windows(),
         deadline: float | None = 30.0,
@@ -140,10 +145,11 @@ class OpenAICompatibleEngine(RemoteEngine):
         Args:
             base_url: With the version, as `http://localhost:8000/v1`.
             model: The name under which the server has the guard; not needed if it has only one.
-            api_key: Sent as a bearer token, if given. The environment is not read.
+            api_key: Sent as a bearer token, if given. No key is read from the environment; proxies
+                and certificates are, as by any HTTP client (HTTPS_PROXY, SSL_CERT_FILE …).
             headers: Sent with every request.
-            dialect: The model's family, by default what its name says: Qwen3Guard-Gen, Llama Guard
-                or gpt-oss-safeguard.
+            dialect: The model's family, or its name: `qwen3guard`, `llama_guard` or
+                `gpt_oss_safeguard`. By default what the model's name says.
             way: `tokens`, `chat`, `constrained`, or the best that works.
             tokenizer: The folder or hub name of the checkpoint, of which the tokenizer and the chat
                 template are loaded, for the tokens way; without it the server's `/tokenize` is
@@ -162,7 +168,7 @@ class OpenAICompatibleEngine(RemoteEngine):
         return cls(
             Address(base_url=base_url, api_key=api_key, headers=headers or {}),
             model=model,
-            dialect=dialect,
+            dialect=dialect_named(dialect) if isinstance(dialect, str) else dialect,
             way=_way(way),
             prompting=_prompting(tokenizer),
             windows=windows,
@@ -211,11 +217,13 @@ class _Session:
     def __init__(
         self,
         transport: Callable[[], Transport],
+        reliability: Reliability,
         wanted: Wanted,
         settings: Windows,
         known: _Known,
     ) -> None:
         self._transport = transport()
+        self._health = Health(reliability)
         self._wanted = wanted
         self._settings = settings
         self._known = known
@@ -236,14 +244,18 @@ class _Session:
         self, conversations: Sequence[Conversation], deadline: Deadline
     ) -> list[Outcome]:
         """One outcome for each conversation, in order."""
+        if not conversations:
+            return []
         try:
             server = await self.server(deadline)
             cut = self._cutter(server)
         except GuardError as error:
             return [error] * len(conversations)
 
+        harmless = partial(server.ask, self._wanted.dialect.probes[0])
+
         async def ask(conversation: Conversation) -> Verdict:
-            return await server.ask(conversation, deadline)
+            return await self._health.ask(partial(server.ask, conversation), harmless, deadline)
 
         outcomes = await judge_windows(conversations, cut, ask)
         if any(isinstance(outcome, EngineUnavailable) for outcome in outcomes):
@@ -255,14 +267,16 @@ class _Session:
         await self._transport.aclose()
 
     async def _explore(self) -> Server:
-        server = await explore(self._transport, self._wanted, Deadline(_EXPLORING))
+        exploring = partial(explore, self._transport, self._wanted, Deadline(_EXPLORING))
+        server = await self._health.harmless(exploring)
         self._known.server = server
         self._explored = asyncio.get_running_loop().time()
         return server
 
     def _doubt(self) -> None:
         """Explore anew at the next call: what comes back after a failure may be another server."""
-        if asyncio.get_running_loop().time() - self._explored > _REST:
+        done = self._exploring is not None and self._exploring.done()
+        if done and asyncio.get_running_loop().time() - self._explored > _REST:
             self._exploring = None
 
     def _cutter(self, server: Server) -> Callable[[Conversation], list[Window]]:
@@ -302,8 +316,8 @@ def _within(settings: Windows, server: Server, dialect: Dialect, *, response: bo
     return settings.within(room)
 
 
-def _way(way: str) -> Way | None:
-    if way == "auto":
+def _way(way: str | None) -> Way | None:
+    if way is None or way == "auto":
         return None
     try:
         return Way(way)

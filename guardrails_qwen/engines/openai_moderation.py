@@ -17,6 +17,7 @@ from guardrails_qwen.dialects.openai_moderation import OpenAIModeration
 from guardrails_qwen.dialects.turns import turns
 from guardrails_qwen.engines.base import Outcome, failure
 from guardrails_qwen.engines.estimate import estimated
+from guardrails_qwen.engines.health import Health
 from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.engines.remote import RemoteEngine, cut_aside
 from guardrails_qwen.engines.request import Request
@@ -28,6 +29,7 @@ from guardrails_qwen.verdict import Severity, Verdict
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_HARMLESS = "What is the capital of France?"
 _CHARACTERS = 50_000
 """Most text in one request; a single text may be longer."""
 
@@ -99,7 +101,7 @@ class OpenAIModerationEngine(RemoteEngine):
         )
         self.base_url = base_url
         super().__init__(
-            partial(_Session, transport, asking),
+            partial(_Session, transport, reliability, asking),
             name=model,
             fingerprint=_fingerprint(base_url, asking),
             deadline=deadline,
@@ -124,8 +126,11 @@ class OpenAIModerationEngine(RemoteEngine):
 class _Session:
     """Connections to the endpoint. Fits `Session`."""
 
-    def __init__(self, transport: Callable[[], Transport], asking: _Asking) -> None:
+    def __init__(
+        self, transport: Callable[[], Transport], reliability: Reliability, asking: _Asking
+    ) -> None:
         self._transport = transport()
+        self._health = Health(reliability)
         self._asking = asking
 
     async def judge(
@@ -190,7 +195,11 @@ class _Session:
             return error
 
     async def _results(self, asked: Sequence[Any], count: int, deadline: Deadline) -> list[object]:
-        """So many results, in the order of what was asked."""
+        """So many results, in the order of what was asked, if it is not that which fails."""
+        ask = partial(self._asked, asked, count)
+        return await self._health.ask(ask, partial(self._asked, [_HARMLESS], 1), deadline)
+
+    async def _asked(self, asked: Sequence[Any], count: int, deadline: Deadline) -> list[object]:
         body = {"model": self._asking.model, "input": asked}
         answer = await self._transport.post("/moderations", body, deadline)
         results: object = None

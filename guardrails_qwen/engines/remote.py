@@ -57,6 +57,7 @@ class RemoteEngine(Closing):
         fingerprint: str,
         deadline: float | None,
     ) -> None:
+        require_type("deadline", deadline, (int, float, type(None)))
         if deadline is not None and not deadline > 0:
             raise ValueError(f"deadline is {deadline}: use seconds above 0, or None for no end")
         self._name = name
@@ -95,6 +96,18 @@ class RemoteEngine(Closing):
             else one
             for one in outcomes
         ]
+
+
+def require_type(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    """Refuse an option of another type where it is given, rather than where it is used.
+
+    Raises:
+        TypeError: It is of another type.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join("None" if one is type(None) else one.__name__ for one in kinds)
+        raise TypeError(f"{name} is {type(value).__name__}: give {names}")
 
 
 async def judge_windows(

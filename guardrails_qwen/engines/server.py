@@ -177,14 +177,17 @@ class _Explorer:
 
     async def _by_tokens(self, model: ServedModel, software: str) -> Server:
         overheads: dict[bool, int] = {}
+        answering = None
         prompts = await self._prompts(model.id)
         for probe in self.wanted.dialect.probes:
             ids = await prompts.ids(probe, self.deadline)
             longer = await prompts.ids(_longer(probe), self.deadline)
             _require_all_text(probe, len(ids), len(longer))
-            await self._require_guard(model.id, probe, ids)
+            answering = await self._require_guard(model.id, probe, ids)
             overheads[judges_response(probe)] = len(ids) - _bytes(probe)
-        ask = TokensAsker(transport=self.transport, model=model.id, prompts=prompts)
+        ask = TokensAsker(
+            transport=self.transport, model=model.id, prompts=prompts, answering=answering
+        )
         for probe in self.wanted.dialect.probes:
             await ask(probe, self.deadline)
         return Server(
@@ -209,8 +212,11 @@ class _Explorer:
             raise WrongServer("its tokenizer is another one than the `tokenizer` given")
         return LocalPrompts(self.wanted.prompting)
 
-    async def _require_guard(self, model: str, probe: Conversation, ids: list[int]) -> None:
-        """Have a whole answer written, unforced: a model that is no guard writes something else."""
+    async def _require_guard(self, model: str, probe: Conversation, ids: list[int]) -> str | None:
+        """Have a whole answer written, unforced: a model that is no guard writes something else.
+
+        Returns who wrote it, as the server says.
+        """
         body = {
             "model": model,
             "prompt": ids,
@@ -227,6 +233,7 @@ class _Explorer:
                 "the model does not answer as the guard does: it is another one, or it has another "
                 "tokenizer than the one that prompts are made with"
             ) from None
+        return written.model
 
     async def _by_chat(self, model: ServedModel, software: str) -> Server:
         form, answers = await self._chat_form(ChatForm(model=model.id))
@@ -243,6 +250,7 @@ class _Explorer:
             dialect=self.wanted.dialect,
             form=form,
             overheads=overheads,
+            model=next(iter(answers.values())).model,
         )
         return Server(
             model=model.id,

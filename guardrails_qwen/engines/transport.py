@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,7 +27,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from guardrails_qwen.engines.breaker import Breaker
 from guardrails_qwen.engines.loop_thread import THREAD
 from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.errors import (
@@ -46,6 +46,9 @@ _OUT_OF_ORDER = frozenset({408, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Statuses that speak of the server and not of the request."""
 
 
+_PRINTABLE = re.compile(r"[ -~]*")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     """A server and the right to use it."""
@@ -56,14 +59,19 @@ class Address:
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if not _is_url(self.base_url):
             raise ValueError(
                 "the base URL of a server looks like http://localhost:8000/v1: "
-                "scheme, host, port and the path of the API"
+                "scheme, host, port and the path of the API, and nothing else"
             )
-        if parts.username or parts.password:
+        if "@" in urlsplit(self.base_url).netloc:
             raise ValueError("give credentials as api_key or headers, not in the URL")
+        words = [self.api_key or "", *self.headers, *self.headers.values()]
+        if not all(_PRINTABLE.fullmatch(word) for word in words):
+            raise ValueError(
+                "an api_key or a header has characters that HTTP does not take, a line break at "
+                "its end perhaps: strip it"
+            )
 
     @property
     def root(self) -> str:
@@ -77,6 +85,10 @@ class Deadline:
     def __init__(self, seconds: float | None) -> None:
         self._at = None if seconds is None else time.monotonic() + seconds
         self.seconds = seconds
+
+    def part(self, share: float) -> Deadline:
+        """An earlier one: that of a share, in 0 … 1, of the time that is left."""
+        return Deadline(None if self.left is None else share * self.left)
 
     @property
     def left(self) -> float | None:
@@ -122,7 +134,6 @@ class Transport:
         self._options: Any = {"headers": _headers(address), "follow_redirects": False}
         self._reliability = reliability
         self._slots = asyncio.Semaphore(concurrency)
-        self._breaker = Breaker(reliability.failures, reliability.rest, time.monotonic)
         self._client = openai.AsyncOpenAI(
             base_url=address.base_url,
             api_key=address.api_key or "none",
@@ -174,14 +185,16 @@ class Transport:
             reraise=True,
         )
         last = _Last()
+        failed: GuardError
         try:
             with anyio.fail_after(deadline.left):
                 return await retrying(self._hedged, lambda: self._attempt(method, path, body, last))
         except TimeoutError:
             after = f"; before that: {last.error}" if last.error else ""
-            raise EngineTimeout(f"no answer within {deadline.seconds:g} s{after}") from None
+            failed = EngineTimeout(f"no answer within {deadline.seconds:g} s{after}")
         except _Passing as passing:
-            raise passing.error from None
+            failed = passing.error
+        raise failed
 
     async def _hedged(self, attempt: Callable[[], Awaitable[object]]) -> object:
         """An attempt, and a second one beside it where the first takes long."""
@@ -205,33 +218,17 @@ class Transport:
 
     async def _attempt(self, method: str, path: str, body: object, last: _Last) -> object:
         async with self._slots:
-            self._breaker.admit()
             try:
-                answer = await self._send(method, path, body)
-            except GuardError as error:
-                last.error = error
-                self._report(error)
-                raise
+                return await self._send(method, path, body)
             except _Passing as passing:
                 last.error = passing.error
-                self._report(passing.error)
                 raise
-            except BaseException:
-                self._breaker.released()
-                raise
-            self._breaker.succeeded()
-            return answer
-
-    def _report(self, error: GuardError) -> None:
-        """Only what no text can have provoked counts as a failure."""
-        if isinstance(error, EngineUnavailable):
-            self._breaker.failed()
-        else:
-            self._breaker.succeeded()
 
     async def _send(self, method: str, path: str, body: object) -> object:
+        """One attempt. What it raises has no foreign exception in its context: these quote."""
         url = f"{self._root}{path[1:]}" if path.startswith("//") else path
         seconds = self._reliability.timeout
+        failed: Exception
         try:
             with anyio.fail_after(seconds):
                 if method == "GET":
@@ -241,16 +238,18 @@ class Transport:
                         url, cast_to=object, body=body, options=self._options
                     )
         except (TimeoutError, openai.APITimeoutError):
-            raise _Passing(EngineTimeout(f"no answer within {seconds:g} s")) from None
+            failed = _Passing(EngineTimeout(f"no answer within {seconds:g} s"))
         except openai.APIStatusError as error:
-            raise _of_status(error, path) from None
+            failed = _of_status(error, path)
         except openai.APIConnectionError as error:
-            raise _of_connection(error) from None
+            failed = _of_connection(error)
         except (json.JSONDecodeError, UnicodeDecodeError, openai.APIError):
-            raise _Passing(_not_json(path)) from None
-        if not isinstance(answer, (dict, list)):  # a text is what the client makes of other types
-            raise _Passing(_not_json(path))
-        return answer  # pyright: ignore[reportUnknownVariableType]
+            failed = _Passing(_not_json(path))
+        else:
+            if isinstance(answer, (dict, list)):  # a text is what the client makes of other types
+                return answer  # pyright: ignore[reportUnknownVariableType]
+            failed = _Passing(_not_json(path))
+        raise failed
 
 
 class _Passing(Exception):
@@ -308,6 +307,18 @@ def _log_retry(state: RetryCallState) -> None:
             state.upcoming_sleep,
             error.error,
         )
+
+
+def _is_url(url: str) -> bool:
+    """Whether it is an address of HTTP without query and fragment."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = re.fullmatch(r"[!-~]+", url) and not parts.query and not parts.fragment
+    named = parts.scheme in {"http", "https"} and parts.hostname
+    return bool(plain and named and port != 0)
 
 
 def _headers(address: Address) -> dict[str, Any]:
