@@ -114,9 +114,9 @@ class ChatAsker:
     transport: Transport
     dialect: Dialect
     form: ChatForm
-    overheads: Mapping[bool, int] = field(default_factory=dict[bool, int])
-    """The least tokens of a prompt beside its text, where it judges a response and where not; empty
-    where the server does not count."""
+    least: Mapping[bool, int] = field(default_factory=dict[bool, int])
+    """The least tokens of a prompt beside one for each word that is sent, where it judges a
+    response and where not; empty where the server does not count."""
     model: str | None = None
     """Who answers, as the server said when it was explored."""
     whole: Whole = field(default_factory=Whole)
@@ -148,10 +148,9 @@ class ChatAsker:
         Not all text has words, so a prompt that is longer than any before it is not believed before
         a harmless one that is longer still was seen to be read.
         """
-        if not self.overheads:
+        if not self.least:
             return
-        words = sum(len(str(message["content"]).split()) for message in body["messages"])
-        least = self.overheads[judges_response(conversation)] + words
+        least = self.least[judges_response(conversation)] + words(body)
         if read is None or read < least:
             raise UnreadableVerdict(
                 "",
@@ -164,8 +163,8 @@ class ChatAsker:
 
     async def _prove(self, read: int, deadline: Deadline) -> None:
         """See that the server reads a prompt of more than so many tokens, or refuses it."""
-        words = 2 * read
-        probe = self.dialect.probes[0].with_last_text(" ".join(["word"] * words))
+        longer = 2 * read
+        probe = self.dialect.probes[0].with_last_text(" ".join(["word"] * longer))
         body = {**self.form.body(self.dialect, probe), "max_tokens": 1}
         try:
             answer = await self.transport.post("/chat/completions", body, deadline)
@@ -173,18 +172,23 @@ class ChatAsker:
             self.whole.proven = sys.maxsize  # it says so where a prompt is too long
             return
         found = prompt_tokens(answer)
-        if found is None or found < words:
+        if found is None or found < longer:
             raise UnreadableVerdict(
                 "",
-                f"the server read {found} tokens of a prompt that has {words} at least, so that "
+                f"the server read {found} tokens of a prompt that has {longer} at least, so that "
                 f"one of {read} may have been truncated: give it a longer context",
             )
-        self.whole.proven = max(self.whole.proven, words)
+        self.whole.proven = max(self.whole.proven, longer)
 
     def _require_constrained(self, written: Written, conversation: Conversation) -> None:
         regex = self.dialect.regex(conversation) if self.form.constraint else None
         if regex and re.fullmatch(regex, written.text.strip()) is None:
             raise UnreadableVerdict(written.text, "the server ignored the regular expression")
+
+
+def words(body: Mapping[str, Any]) -> int:
+    """The words of a chat request's messages. Each takes a token at least."""
+    return sum(len(str(message["content"]).split()) for message in body["messages"])
 
 
 def require_same_model(explored: str | None, answered: str | None) -> None:
@@ -272,9 +276,9 @@ class ServerPrompts:
         """From the server."""
         messages = self._dialect.messages(conversation)
         found = await tokenized(self._transport, self._model, messages, deadline)
-        words = sum(len(str(message["content"]).split()) for message in messages)
-        if len(found) < words:
-            raise UnreadableVerdict("", f"the server made {len(found)} tokens of {words} words")
+        count = words({"messages": messages})
+        if len(found) < count:
+            raise UnreadableVerdict("", f"the server made {len(found)} tokens of {count} words")
         return found
 
 

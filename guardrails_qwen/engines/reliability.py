@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Reliability:
     """Retries, circuit breaker and hedging of one server. Times are in seconds.
 
-    Tried again are connection errors, timeouts, 429 and 5xx, and answers that are not the JSON that
-    was asked for; never any other 4xx. All of it happens within the engine's deadline.
+    Tried again are connection errors, timeouts, 429 and 5xx, and answers that are no JSON; never
+    any other 4xx. All of it happens within the engine's deadline.
     """
 
     attempts: int = 3
@@ -24,7 +24,8 @@ class Reliability:
     longest_wait: float = 5.0
     """The longest of these waits. A longer `Retry-After` ends the attempts."""
     failures: int = 8
-    """Failures in a row that open the circuit breaker: nobody waits for what will fail."""
+    """Outages in a row that open the circuit breaker: nobody waits for what will fail. A failure
+    is an outage if a harmless text is not judged either."""
     rest: float = 5.0
     """How long it stays open before one request is let through to see."""
     hedge: float | None = None

@@ -13,6 +13,7 @@ from guardrails_qwen.engines.base import Outcome, failure
 from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.engines.loop_thread import LoopThread
 from guardrails_qwen.engines.request import Request
+from guardrails_qwen.engines.slots import caller
 from guardrails_qwen.engines.transport import Deadline
 from guardrails_qwen.errors import GuardError
 from guardrails_qwen.longtext import Window
@@ -89,6 +90,7 @@ class RemoteEngine(Closing):
         self._thread.close()
 
     async def _judge(self, session: Session, conversations: list[Conversation]) -> list[Outcome]:
+        caller.set(object())
         outcomes = await session.judge(conversations, Deadline(self._deadline))
         return [
             replace(one, model=self.name, fingerprint=self.fingerprint)

@@ -22,6 +22,7 @@ from guardrails_qwen.engines.asking import (
     Way,
     constraint,
     tokenized,
+    words,
 )
 from guardrails_qwen.engines.completions import (
     Models,
@@ -236,20 +237,22 @@ class _Explorer:
         return written.model
 
     async def _by_chat(self, model: ServedModel, software: str) -> Server:
-        form, answers = await self._chat_form(ChatForm(model=model.id))
+        form, answers = await self._chat_form(ChatForm(model=model.id), software)
         if self.wanted.way is Way.CONSTRAINED:
             form = await self._constrained(form)
-        overheads = dict[bool, int]()
+        overheads, least = dict[bool, int](), dict[bool, int]()
         for probe, answer in answers.items():
             if answer.read is not None:
-                overheads[judges_response(probe)] = answer.read - _bytes(probe)
+                response, body = judges_response(probe), form.body(self.wanted.dialect, probe)
+                overheads[response] = answer.read - _bytes(probe)
+                least[response] = overheads[response] - (words(body) - _words(probe))
                 longer = await self._chat(form.body(self.wanted.dialect, _longer(probe)))
                 _require_all_text(probe, answer.read, longer.read or 0)
         ask = ChatAsker(
             transport=self.transport,
             dialect=self.wanted.dialect,
             form=form,
-            overheads=overheads,
+            least=least,
             model=next(iter(answers.values())).model,
         )
         return Server(
@@ -263,11 +266,14 @@ class _Explorer:
             ask=ask,
         )
 
-    async def _chat_form(self, form: ChatForm) -> tuple[ChatForm, dict[Conversation, Written]]:
+    async def _chat_form(
+        self, form: ChatForm, software: str
+    ) -> tuple[ChatForm, dict[Conversation, Written]]:
         """How chats have to be asked for so that every probe is answered readably."""
         answers: dict[Conversation, Written] = {}
         for probe in self.wanted.dialect.probes:
-            form, answers[probe] = await self._first_readable(_variants(form, probe), probe)
+            forms = _variants(form, probe, software)
+            form, answers[probe] = await self._first_readable(forms, probe)
         return form, answers
 
     async def _first_readable(
@@ -314,10 +320,15 @@ class _Explorer:
         )
 
 
-def _variants(form: ChatForm, probe: Conversation) -> list[ChatForm]:
-    """Ways to ask for a probe: replies as they are, or continued; else log-probabilities first."""
+def _variants(form: ChatForm, probe: Conversation, software: str) -> list[ChatForm]:
+    """Ways to ask for a probe: replies as they are, or continued; else log-probabilities first.
+
+    Not every family's answer shows whether a reply was judged as one, so what calls itself SGLang
+    is asked for replies in the way that is right there.
+    """
     if judges_response(probe):
-        return [form, replace(form, continued=True)]
+        forms = [form, replace(form, continued=True)]
+        return forms[::-1] if software.startswith("sglang") else forms
     return [replace(form, logprobs=logprobs) for logprobs in (_MOST, 5, 0)]
 
 
@@ -334,6 +345,10 @@ def _require_all_text(probe: Conversation, tokens: int, longer: int) -> None:
     """
     if longer - tokens < (_TIMES - 1) * len(probe.last.text.split()):
         raise WrongServer(_LOSES_TEXT)
+
+
+def _words(probe: Conversation) -> int:
+    return sum(len(message.judged_text.split()) for message in probe.messages)
 
 
 def _bytes(probe: Conversation) -> int:

@@ -29,6 +29,7 @@ from tenacity import (
 
 from guardrails_qwen.engines.loop_thread import THREAD
 from guardrails_qwen.engines.reliability import Reliability
+from guardrails_qwen.engines.slots import Slots
 from guardrails_qwen.errors import (
     EngineError,
     EngineOverloaded,
@@ -118,7 +119,8 @@ class Transport:
     Args:
         address: The server.
         reliability: How patient to be.
-        concurrency: Requests that may be under way at once; others wait, within their deadline.
+        concurrency: Requests that may be under way at once; others wait, within their deadline, and
+            callers take turns.
         http_client: Makes the HTTP client that openai's is to use, for proxies or certificates.
     """
 
@@ -133,7 +135,7 @@ class Transport:
         self._root = address.root
         self._options: Any = {"headers": _headers(address), "follow_redirects": False}
         self._reliability = reliability
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = Slots(concurrency)
         self._client = openai.AsyncOpenAI(
             base_url=address.base_url,
             api_key=address.api_key or "none",
