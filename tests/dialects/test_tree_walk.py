@@ -141,7 +141,10 @@ def test_the_order_within_a_round_does_not_matter(
 def test_what_a_server_left_out_because_it_is_unlikely_does_not_matter(
     key: tuple[str, str], seed: int, loss: int
 ) -> None:
-    """Servers list the likeliest tokens only: here, none below a thousandth."""
+    """Servers list the likeliest tokens only: here, none below a thousandth.
+
+    What is left out counts as likely as it can be, so the others are a little less.
+    """
     tree = TREES[key]
     logits = model(tree, seed, sure=8.0)
     listed = {
@@ -151,7 +154,7 @@ def test_what_a_server_left_out_because_it_is_unlikely_does_not_matter(
     found, _ = walked(tree, listed)
     whole, _ = walked(tree, logits)
     assert found.answer == whole.answer
-    assert found.distribution == pytest.approx(whole.distribution, abs=0.05)
+    assert found.distribution == pytest.approx(whole.distribution, abs=0.1)
 
 
 def test_a_clearly_safe_prompt_takes_one_read() -> None:

@@ -10,12 +10,12 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from guardrails_qwen import EngineTimeout, Outcome, Verdict
+from guardrails_qwen import Conversation, EngineTimeout, Outcome, Verdict
 from guardrails_qwen.engines.openai_compatible import OpenAICompatibleEngine
 from guardrails_qwen.engines.prompting import Prompting
 from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.engines.remote import RemoteEngine
-from tests.servers.loopback import LoopbackServer
+from tests.servers.loopback import LoopbackServer, Request
 from tests.servers.tiny_model import Wish, tiny_model, worker
 
 HASTY = Reliability(attempts=2, timeout=0.5, first_wait=0.01, longest_wait=0.05, failures=1000)
@@ -41,6 +41,22 @@ def explored(engine: OpenAICompatibleEngine) -> OpenAICompatibleEngine:
             engine.explore()
             return engine
     raise AssertionError("the server does not answer")
+
+
+def warmed(engine: OpenAICompatibleEngine) -> OpenAICompatibleEngine:
+    """The engine when it has judged: explored, and sure that the server reads a whole prompt."""
+    explored(engine)
+    asked = Conversation.of("What is a good recipe for a loaf of bread without any yeast in it?")
+    assert eventually(lambda: isinstance(engine.judge([asked])[0], Verdict))
+    return engine
+
+
+def holds(request: Request, text: str) -> bool:
+    """Whether a request is about a text, which the tokens way sends as numbers."""
+    if text.encode() in request.body:
+        return True
+    sent: Any = request.json.get("prompt") if request.body else None
+    return isinstance(sent, list) and text in tiny_model().tokenizer.decode(sent)
 
 
 def engine_at(server: LoopbackServer, **options: Any) -> OpenAICompatibleEngine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,10 @@ def test_it_opens_at_so_many_failures_in_a_row(breaker: Breaker) -> None:
         breaker.admit()
 
 
+def test_while_it_is_closed_nothing_is_a_probe(breaker: Breaker) -> None:
+    assert [breaker.admit() for _ in range(5)] == [False] * 5
+
+
 def test_a_success_in_between_starts_the_count_anew(breaker: Breaker) -> None:
     fail(breaker, 2)
     breaker.admit()
@@ -64,7 +70,7 @@ def test_a_success_in_between_starts_the_count_anew(breaker: Breaker) -> None:
 def test_after_a_rest_one_probe_goes_through(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 3)
     clock.now += 5.0
-    breaker.admit()
+    assert breaker.admit()
     with pytest.raises(EngineUnavailable, match="under way"):
         breaker.admit()
 
@@ -103,20 +109,26 @@ def test_a_probe_that_was_given_up_lets_the_next_one_through(
 
 @given(st.lists(st.sampled_from(["admit", "succeeded", "failed", "released", "wait"]), max_size=60))
 def test_whatever_happened_it_never_stays_shut(events: list[str]) -> None:
-    """After any history, a rest without a request under way lets one through."""
+    """After any history, a rest without a request under way lets one through.
+
+    Whoever is not the probe may leave without a word.
+    """
     clock = Clock()
     breaker = Breaker(2, 1.0, clock)
-    under_way = 0
+    under_way = list[bool]()
     for event in events:
         if event == "wait":
             clock.now += 0.6
         elif event == "admit":
-            under_way += not refuses(breaker)
+            with suppress(EngineUnavailable):
+                under_way.append(breaker.admit())
         elif under_way:
-            getattr(breaker, event)()
-            under_way -= 1
-    for _ in range(under_way):
-        breaker.released()
+            probing = under_way.pop(0)
+            if event != "released" or probing:
+                getattr(breaker, event)()
+    for probing in under_way:
+        if probing:
+            breaker.released()
     clock.now += 1.1
     assert not refuses(breaker)
 

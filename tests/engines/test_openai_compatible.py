@@ -31,7 +31,7 @@ from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.engines.transformers import TransformersEngine
 from guardrails_qwen.longtext import Windows
 from tests.engines.data import conversations, needs_data
-from tests.engines.remote import engine_at, prompting, ready, said
+from tests.engines.remote import engine_at, prompting, ready, said, warmed
 from tests.servers.faults import error
 from tests.servers.faulty import FaultyServer, always, honest, then
 from tests.servers.loopback import LoopbackServer, Reply, Request, Response
@@ -233,7 +233,7 @@ class TestCost:
 
     def test_a_chat_takes_one(self, vllm: TinyServer) -> None:
         with engine_at(vllm, reliability=PATIENT) as engine:
-            engine.explore()
+            warmed(engine)
             vllm.requests.clear()
             engine.judge([ASK])
         assert [r.path for r in vllm.requests] == ["/v1/chat/completions"]
@@ -439,6 +439,7 @@ class TestExploring:
     def test_it_is_kept(self, vllm: TinyServer) -> None:
         with exploring(vllm, way="chat") as engine:
             found = engine.explore()
+            warmed(engine)
             before = vllm.traffic.requests
             assert engine.explore() is found
             engine.judge([ASK])
@@ -459,7 +460,8 @@ class TestExploring:
             found = asyncio.run(all_at_once(engine))
         assert all(isinstance(one, Verdict) for [one] in found)
         spent = Counter(request.path for request in vllm.requests)
-        assert spent - cost == Counter({"/v1/chat/completions": 50})
+        tried = 1  # a prompt longer than these, to see that it is read
+        assert spent - cost == Counter({"/v1/chat/completions": 50 + tried})
         assert spent["/v1/models"] == 1
 
     def test_a_caller_who_gives_up_does_not_spoil_it_for_the_others(self) -> None:

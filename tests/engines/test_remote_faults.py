@@ -32,9 +32,18 @@ from guardrails_qwen.engines.asking import Way
 from guardrails_qwen.engines.openai_compatible import OpenAICompatibleEngine
 from guardrails_qwen.engines.reliability import Reliability
 from tests.doors import Doors
-from tests.engines.remote import engine_at, eventually, explored, ready, threads, under_way
+from tests.engines.remote import (
+    engine_at,
+    eventually,
+    explored,
+    holds,
+    ready,
+    threads,
+    under_way,
+    warmed,
+)
 from tests.servers import faults
-from tests.servers.faults import Fault, Fixed, error, redirect
+from tests.servers.faults import AtConnection, Fault, Fixed, error, redirect
 from tests.servers.faulty import (
     FaultyServer,
     always,
@@ -110,7 +119,7 @@ def server() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture(scope="module", params=["chat", "tokens"])
-def engine(
+def one_engine(
     server: FaultyServer, request: pytest.FixtureRequest
 ) -> Iterator[OpenAICompatibleEngine]:
     """An engine that knows its server already."""
@@ -118,6 +127,13 @@ def engine(
     with engine_at(server, way=request.param, deadline=DEADLINE) as engine:
         explored(engine)
         yield engine
+
+
+@pytest.fixture
+def engine(server: FaultyServer, one_engine: OpenAICompatibleEngine) -> OpenAICompatibleEngine:
+    """The same, when it has just judged: after an outage it explores its server again."""
+    server.play(honest())
+    return warmed(one_engine)
 
 
 def _may_pass(kind: type[GuardError]) -> bool:
@@ -137,12 +153,17 @@ def test_every_fault_ends_in_a_decision(
         pytest.skip("the verdict is not in the text")
     kind = KINDS[name]
     server.play(always(FAULTS[name]))
+    server.requests.clear()
     before, started = server.struck, time.monotonic()
     with caplog.at_level(logging.DEBUG, logger="guardrails_qwen"):
         found = doors.settled(Guard(engine, EVERY), [ASK, ("assistant", ASK), ("tool", ASK)])
     blocked, allowed, raised = found
     assert time.monotonic() - started < 3 * DEADLINE
-    assert server.struck - before == 3 * (2 if name in TRIED_TWICE else 1)
+    tries = 3 * (2 if name in TRIED_TWICE else 1)
+    if isinstance(FAULTS[name], AtConnection):  # harmless texts are not told apart there
+        assert tries < server.struck - before <= 2 * tries
+    else:
+        assert _asked_about(server) == tries
     assert isinstance(blocked, Decision)
     assert isinstance(allowed, Decision)
     assert type(raised) is kind
@@ -214,18 +235,18 @@ def test_the_breaker_opens_rests_and_closes(server: FaultyServer) -> None:
     server.play(honest())
     fragile = Reliability(attempts=1, timeout=2, failures=3, rest=0.3)
     with engine_at(server, reliability=fragile) as engine:
-        explored(engine)
+        warmed(engine)
         server.play(always(error(503)))
-        before = server.struck
+        server.requests.clear()
         found = [engine.judge(_asked())[0] for _ in range(8)]
-        assert server.struck - before == 3
+        assert _asked_about(server) == 3
         assert [type(one) for one in found] == [EngineUnavailable] * 8
         assert "left alone" in str(found[-1])
         time.sleep(0.35)
         engine.judge(_asked())
-        assert server.struck - before == 4
+        assert _asked_about(server) == 4
         engine.judge(_asked())
-        assert server.struck - before == 4
+        assert _asked_about(server) == 4
         server.play(honest())
         time.sleep(0.35)
         assert isinstance(engine.judge(_asked())[0], Verdict)
@@ -233,7 +254,7 @@ def test_the_breaker_opens_rests_and_closes(server: FaultyServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["500", "400", "403", "413", "422", "html-200", "empty-body", "429", "choices-absent"]
+    "name", ["500", "400", "403", "413", "422", "html-200", "empty-body", "choices-absent"]
 )
 def test_what_a_text_can_provoke_never_opens_the_breaker(server: FaultyServer, name: str) -> None:
     server.play(honest())
@@ -309,9 +330,9 @@ class TestRetryAfter:
         with engine_at(server) as engine:
             explored(engine)
             server.play(always(error(429, retry_after=asked)))
-            before = server.struck
+            server.requests.clear()
             assert isinstance(engine.judge(_asked())[0], EngineOverloaded)
-            assert server.struck - before == 1
+            assert _asked_about(server) == 1
 
     @pytest.mark.parametrize(
         "asked", ["nan", "-5", "soon", "Wed, 21 Oct 2015 07:28:00 -0000", "", "Wed, 99 Foo 1"]
@@ -340,7 +361,7 @@ class TestHedging:
     def test_the_first_answer_counts_and_the_loser_is_cancelled(self) -> None:
         server = FaultyServer(hits=_chats)
         with server, engine_at(server, reliability=Reliability(hedge=0.2, attempts=1)) as engine:
-            explored(engine)
+            warmed(engine)
             server.play(then(faults.STALLED["silence"]))
             before = server.traffic.requests
             assert isinstance(engine.judge(_asked())[0], Verdict)
@@ -351,7 +372,7 @@ class TestHedging:
     def test_a_quick_answer_is_asked_for_once(self) -> None:
         server = FaultyServer(hits=_chats)
         with server, engine_at(server, reliability=Reliability(hedge=20, attempts=1)) as engine:
-            explored(engine)
+            warmed(engine)
             before = server.traffic.requests
             assert isinstance(engine.judge(_asked())[0], Verdict)
             assert server.traffic.requests - before == 1
@@ -389,7 +410,7 @@ def test_the_error_of_a_deadline_says_what_went_wrong_before(server: FaultyServe
     stubborn = Reliability(attempts=9, timeout=5)
     with engine_at(server, reliability=stubborn, deadline=1.0) as engine:
         explored(engine)
-        server.play(then(error(502), faults.STALLED["silence"]))
+        server.play(lambda i: faults.STALLED["silence"] if i else error(502))
         [outcome] = engine.judge(_asked())
     assert isinstance(outcome, EngineTimeout)
     assert "502" in str(outcome)
@@ -397,6 +418,11 @@ def test_the_error_of_a_deadline_says_what_went_wrong_before(server: FaultyServe
 
 def _asked(count: int = 1) -> list[Conversation]:
     return [Conversation.of(f"{ASK} {i}") for i in range(count)]
+
+
+def _asked_about(server: LoopbackServer) -> int:
+    """Requests about texts of a test; harmless ones of the engine's own are not counted."""
+    return sum(holds(request, SECRET) for request in list(server.requests))
 
 
 def _chats(request: Request) -> bool:

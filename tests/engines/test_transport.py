@@ -20,6 +20,7 @@ from guardrails_qwen import (
     EngineTimeout,
     EngineUnavailable,
     Outcome,
+    RequestRejected,
     UnreadableVerdict,
     Verdict,
     WrongServer,
@@ -27,7 +28,7 @@ from guardrails_qwen import (
 from guardrails_qwen.engines.openai_compatible import OpenAICompatibleEngine
 from guardrails_qwen.engines.reliability import Reliability
 from guardrails_qwen.engines.transport import Address, Deadline, Transport
-from tests.engines.remote import engine_at, eventually, under_way
+from tests.engines.remote import engine_at, eventually, under_way, warmed
 from tests.servers.faults import STALLED, Bytes, End
 from tests.servers.faulty import FaultyServer, always
 from tests.servers.loopback import LoopbackServer, Reply, Request, Response
@@ -117,12 +118,20 @@ class TestMany:
     def test_waiting_for_a_slot_ends_with_the_deadline(self) -> None:
         gate = Gate()
         with LoopbackServer(gate) as server:
-            with at(server, max_concurrency=2, deadline=0.7) as engine:
-                engine.explore()
+            with at(server, max_concurrency=2, deadline=3) as engine:
+                warmed(engine)
                 found = engine.judge(waiting(6))
             gate.open()
-        assert [type(one) for one in found] == [EngineTimeout] * 6
+        assert [type(one) for one in found] == [RequestRejected] * 6, "others are judged"
         assert gate.held == 2
+
+    def test_a_server_that_hangs_on_everything_is_an_outage(self) -> None:
+        server = FaultyServer(answer=Gate())
+        with server, at(server, max_concurrency=2, deadline=1) as engine:
+            warmed(engine)
+            server.play(always(STALLED["silence"]))
+            found = engine.judge(waiting(6))
+        assert [type(one) for one in found] == [EngineTimeout] * 6
 
     def test_cancelled_callers_free_their_slots_and_end_their_requests(self) -> None:
         async def give_up(engine: OpenAICompatibleEngine) -> None:
@@ -135,7 +144,7 @@ class TestMany:
 
         server = LoopbackServer(_hang)
         with server, at(server, max_concurrency=2) as engine:
-            engine.explore()
+            warmed(engine)
             before = server.traffic.requests
             asyncio.run(give_up(engine))
             assert eventually(lambda: under_way(engine) == 0)
