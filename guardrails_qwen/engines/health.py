@@ -54,25 +54,14 @@ class Health:
             GuardError: What `ask` raises.
         """
         probing = self._breaker.admit()
-        started = time.monotonic()
         try:
-            answer = await ask(deadline.part(_SHARE))
-        except GuardError as error:
-            failed = error
+            return await self._asked(ask, harmless, deadline)
+        except GuardError:
+            raise
         except BaseException:
             if probing:
                 self._breaker.released()
             raise
-        else:
-            self._judged()
-            return answer
-        if not unavailable(failed):
-            self._judged()
-            raise failed
-        if await self._judges_others(started, harmless, deadline):
-            raise RequestRejected(f"the server judges other texts, and not this one: {failed}")
-        self._breaker.failed()
-        raise failed
 
     async def harmless(self, ask: Callable[[], Awaitable[Result]]) -> Result:
         """What a server answers where no text has a part in the question.
@@ -96,6 +85,29 @@ class Health:
             raise
         self._judged()
         return answer
+
+    async def _asked(
+        self,
+        ask: Callable[[Deadline], Awaitable[Result]],
+        harmless: Callable[[Deadline], Awaitable[object]],
+        deadline: Deadline,
+    ) -> Result:
+        """`ask`; the breaker is told whatever comes of it, but for what is no `GuardError`."""
+        started = time.monotonic()
+        try:
+            answer = await ask(deadline.part(_SHARE))
+        except GuardError as error:
+            failed = error
+        else:
+            self._judged()
+            return answer
+        if not unavailable(failed):
+            self._judged()
+            raise failed
+        if await self._judges_others(started, harmless, deadline):
+            raise RequestRejected(f"the server judges other texts, and not this one: {failed}")
+        self._breaker.failed()
+        raise failed
 
     def _judged(self) -> None:
         self._answered = time.monotonic()
