@@ -85,7 +85,16 @@ class RequestRejected(GuardError):
 
     It is too long for the server, makes it fail, or is kept from it by a firewall. So this is no
     `EngineError`: nothing that `on_error: allow` should wave through.
+
+    `status` is what the server answered, if that is why.
     """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[type[RequestRejected], tuple[str, int | None]]:
+        return type(self), (str(self), self.status)
 
 
 class EngineError(GuardError):

@@ -15,7 +15,7 @@ from guardrails_qwen.conversation import Conversation, Message, Role, require_te
 from guardrails_qwen.cutting import Measure, Ruler, alone, excerpt, runs, units_of
 from guardrails_qwen.dialects.turns import turns
 from guardrails_qwen.engines.base import Outcome, failed
-from guardrails_qwen.errors import GuardError, RequestRejected, unavailable
+from guardrails_qwen.errors import GuardError, RequestRejected, TextTooLong, unavailable
 from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
 
 
@@ -80,6 +80,8 @@ def windows(conversation: Conversation, measure: Measure, settings: Windows) -> 
     require_text(conversation.messages)
     *earlier, last = [list(group) for _, group in groupby(conversation.messages, key=_side)]
     ruler, turn = Ruler(measure), _text(last)
+    if len(turn) > settings.limit * _LONGEST_TOKEN:
+        raise TextTooLong(len(turn) // _LONGEST_TOKEN, settings.limit)
     if ruler.fits(turn, min(settings.tokens, settings.limit)):
         kept = Conversation((*_context(earlier, ruler, _left(turn, ruler, settings)), *last))
         return [Window(conversation=conversation if kept == conversation else kept)]
@@ -135,6 +137,8 @@ def merged(found: Sequence[Window], outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
+_LONGEST_TOKEN = 64
+"""Characters of a token; rows of spaces and signs have tokens as long as that, and no text has."""
 _LEAST = 16
 """Tokens of the smallest window; any one character is smaller."""
 _BESIDE = 64

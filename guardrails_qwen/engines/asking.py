@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -26,12 +25,14 @@ from guardrails_qwen.engines.completions import (
     read_next,
 )
 from guardrails_qwen.engines.prompting import Prompting
-from guardrails_qwen.engines.transport import Deadline, Transport
+from guardrails_qwen.engines.transport import TOO_LONG, Deadline, Transport
 from guardrails_qwen.errors import RequestRejected, UnreadableVerdict
 from guardrails_qwen.verdict import Scores, Verdict
 
 Result = TypeVar("Result")
 
+_LONGEST = 65_536
+"""Tokens of the longest prompt that is asked about; no window is longer."""
 _LOGPROBS = 20
 """Alternatives asked for of each token: what vLLM and OpenAI give at most."""
 
@@ -163,13 +164,17 @@ class ChatAsker:
 
     async def _prove(self, read: int, deadline: Deadline) -> None:
         """See that the server reads a prompt of more than so many tokens, or refuses it."""
+        if read > _LONGEST:
+            raise UnreadableVerdict("", f"the server read {read} tokens: nobody sent so many")
         longer = 2 * read
         probe = self.dialect.probes[0].with_last_text(" ".join(["word"] * longer))
         body = {**self.form.body(self.dialect, probe), "max_tokens": 1}
         try:
             answer = await self.transport.post("/chat/completions", body, deadline)
-        except RequestRejected:
-            self.whole.proven = sys.maxsize  # it says so where a prompt is too long
+        except RequestRejected as error:
+            if error.status not in TOO_LONG:
+                raise
+            self.whole.proven = max(self.whole.proven, longer)  # it says so where one is too long
             return
         found = prompt_tokens(answer)
         if found is None or found < longer:
@@ -250,7 +255,10 @@ class ServerPrompts:
         self._transport = transport
         self._model = model
         self._dialect = dialect
+        self._whole = Whole()
         self.trees = trees
+        self.least: dict[bool, int] = {}
+        """The least tokens of a prompt beside one for each word of its text, once explored."""
 
     @classmethod
     async def connect(
@@ -276,10 +284,32 @@ class ServerPrompts:
         """From the server."""
         messages = self._dialect.messages(conversation)
         found = await tokenized(self._transport, self._model, messages, deadline)
-        count = words({"messages": messages})
-        if len(found) < count:
-            raise UnreadableVerdict("", f"the server made {len(found)} tokens of {count} words")
+        least = self.least.get(judges_response(conversation), 0) + words({"messages": messages})
+        if len(found) < least:
+            raise UnreadableVerdict(
+                "", f"the server made {len(found)} tokens of a prompt that has {least} at least"
+            )
+        async with self._whole.lock:
+            if len(found) > self._whole.proven:
+                await self._prove(len(found), deadline)
         return found
+
+    async def _prove(self, length: int, deadline: Deadline) -> None:
+        """See that the server makes longer prompts than this whole, or refuses to."""
+        longer = 2 * length
+        probe = self._dialect.probes[0].with_last_text(" ".join(["word"] * longer))
+        messages = self._dialect.messages(probe)
+        try:
+            found = await tokenized(self._transport, self._model, messages, deadline)
+        except RequestRejected as error:
+            if error.status not in TOO_LONG:
+                raise
+        else:
+            if len(found) < longer:
+                raise UnreadableVerdict(
+                    "", f"the server made {len(found)} tokens of {longer} words: it truncates"
+                )
+        self._whole.proven = max(self._whole.proven, longer)
 
 
 _END = -1

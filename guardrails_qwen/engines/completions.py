@@ -206,7 +206,7 @@ class _ChatChoice(BaseModel):
 
 class _Chat(BaseModel):
     model: str | None = None
-    choices: Annotated[list[_ChatChoice], Field(min_length=1)]
+    choices: Annotated[list[_ChatChoice], Field(min_length=1, max_length=1)]
     usage: _Usage = _Usage()
 
 
@@ -221,7 +221,7 @@ class _Choice(BaseModel):
 
 class _Completion(BaseModel):
     model: str | None = None
-    choices: Annotated[list[_Choice], Field(min_length=1)]
+    choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
     usage: _Usage = _Usage()
 
 
@@ -231,5 +231,5 @@ class _TextChoice(BaseModel):
 
 class _Text(BaseModel):
     model: str | None = None
-    choices: Annotated[list[_TextChoice], Field(min_length=1)]
+    choices: Annotated[list[_TextChoice], Field(min_length=1, max_length=1)]
     usage: _Usage = _Usage()

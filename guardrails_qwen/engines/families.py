@@ -28,8 +28,8 @@ class Family(str, Enum):
     LLAMA_GUARD = "llama_guard"
 
 
-MODERATION = "moderation"
-"""In the names of OpenAI's moderation models, which have an endpoint of their own."""
+MODERATION = ("omni-moderation", "text-moderation")
+"""How the names of OpenAI's moderation models begin, which have an endpoint of their own."""
 
 _FAMILIES = {
     "qwen3": Family.QWEN3GUARD,
@@ -94,7 +94,7 @@ def from_url(
         raise ImportError(
             f"a remote engine needs {error.name}: pip install 'guardrails-qwen[remote]'"
         ) from error
-    if MODERATION not in (options.get("model") or "") or options.get("dialect"):
+    if not (options.get("model") or "").startswith(MODERATION) or options.get("dialect"):
         return OpenAICompatibleEngine.from_url(base_url, **options)
     given: dict[str, Any] = {
         name: value for name, value in options.items() if value is not None and value != "auto"

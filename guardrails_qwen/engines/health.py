@@ -7,13 +7,19 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import anyio
+
 from guardrails_qwen.engines.breaker import Breaker
 from guardrails_qwen.engines.reliability import Reliability
+from guardrails_qwen.engines.slots import urgent
 from guardrails_qwen.engines.transport import Deadline
 from guardrails_qwen.errors import GuardError, RequestRejected, unavailable
 
 Result = TypeVar("Result")
 
+_SHORTEST_LOOK = 2.0
+_LONGEST_LOOK = 10.0
+"""Seconds that the question about a harmless text may take."""
 _SHARE = 0.8
 """The part of a deadline that a request has; the rest is for asking about a harmless text."""
 
@@ -24,7 +30,8 @@ class Health:
     A firewall may reset the connection over a text, a proxy may answer 503, a model may hang. That
     looks like an outage, which `on_error: allow` waves through. So a failure counts as an outage
     only if nobody else was judged in the meantime and a harmless text is not judged either.
-    Otherwise it is `RequestRejected`. Outages in a row open a circuit breaker, which no text can.
+    Otherwise it is `RequestRejected`. Looks in a row that find the server out of order open a
+    circuit breaker, which no text can.
 
     Args:
         reliability: When the breaker opens, and for how long.
@@ -104,35 +111,44 @@ class Health:
         if not unavailable(failed):
             self._judged()
             raise failed
-        if await self._judges_others(started, harmless, deadline):
-            raise RequestRejected(f"the server judges other texts, and not this one: {failed}")
-        self._breaker.failed()
-        raise failed
+        if await self._out_of_order(started, harmless, deadline):
+            raise failed
+        raise RequestRejected(f"others are judged, and not this text: {failed}")
 
     def _judged(self) -> None:
         self._answered = time.monotonic()
         self._breaker.succeeded()
 
-    async def _judges_others(
+    async def _out_of_order(
         self,
         since: float,
         harmless: Callable[[Deadline], Awaitable[object]],
         deadline: Deadline,
     ) -> bool:
-        """Whether any other text was judged since then, or is now. All who ask share one look."""
+        """Whether nobody else was judged since then, and is not now. All who ask share one look.
+
+        Where that cannot be told in time, it is no outage.
+        """
         if self._answered > since:
-            return True
+            return False
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.ensure_future(self._look(harmless, deadline))
-        return await asyncio.shield(self._looking)
+            left = deadline.left
+            time_to_look = _LONGEST_LOOK if left is None else max(_SHORTEST_LOOK, 0.9 * left)
+            self._looking = asyncio.ensure_future(self._look(harmless, Deadline(time_to_look)))
+        with anyio.move_on_after(deadline.left):
+            return not await asyncio.shield(self._looking)
+        return False
 
     async def _look(
         self, harmless: Callable[[Deadline], Awaitable[object]], deadline: Deadline
     ) -> bool:
+        """Whether a harmless text is judged. It waits for no slot, which texts may be holding."""
+        urgent.set(True)
         try:
             await harmless(deadline)
         except GuardError as error:
             if unavailable(error):
+                self._breaker.failed()
                 return False
         self._judged()
         return True

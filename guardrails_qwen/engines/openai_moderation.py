@@ -159,7 +159,8 @@ class _Session:
             *(self._texts(some, deadline) for some in _packed(said, self._asking.batch)),
             *(self._image(one, deadline) for one in questions if one.image),
         ]
-        nothing = dict.fromkeys(questions, Verdict(severity=Severity.SAFE))
+        empty = [one for one in questions if not one.image and not one.text.strip()]
+        nothing = dict.fromkeys(empty, Verdict(severity=Severity.SAFE))
         answered = [pair for pairs in await asyncio.gather(*requests) for pair in pairs]
         return {**nothing, **dict(answered)}
 

@@ -19,6 +19,8 @@ from guardrails_qwen.errors import GuardError
 from guardrails_qwen.longtext import Window
 from guardrails_qwen.verdict import Verdict
 
+_AT_ONCE = 256
+"""Requests of a call that are prepared before others are answered."""
 _INLINE = 8_000
 """Characters of a conversation that are cut on the event loop itself, in a few milliseconds."""
 
@@ -128,8 +130,15 @@ async def judge_windows(
     found = [await cut_aside(cut, conversation) for conversation in conversations]
     every = (window for item in found if not isinstance(item, GuardError) for window in item)
     request = Request[Conversation](found=found, tried=[window.conversation for window in every])
-    answers = await asyncio.gather(*(_asked(ask, question) for question in request.jobs))
-    return request.outcomes(answers, started)
+    answers = dict[Conversation, Outcome]()
+    left = iter(request.jobs)
+
+    async def work() -> None:
+        for question in left:
+            answers[question] = await _asked(ask, question)
+
+    await asyncio.gather(*(work() for _ in range(min(len(request.jobs), _AT_ONCE))))
+    return request.outcomes([answers[question] for question in request.jobs], started)
 
 
 async def cut_aside(

@@ -162,7 +162,7 @@ class _Explorer:
             return ServedModel(id=self.wanted.model)
         named = [one for one in served if one.id == self.wanted.model]
         if not named:
-            names = ", ".join(one.id[:80] for one in served[:8]) or "none"
+            names = ", ".join(ascii(one.id[:80])[1:-1] for one in served[:8]) or "none"
             raise WrongServer(f"the server serves {names}: say which by `model`")
         return named[0]
 
@@ -186,6 +186,8 @@ class _Explorer:
             _require_all_text(probe, len(ids), len(longer))
             answering = await self._require_guard(model.id, probe, ids)
             overheads[judges_response(probe)] = len(ids) - _bytes(probe)
+        if isinstance(prompts, ServerPrompts):
+            prompts.least = overheads
         ask = TokensAsker(
             transport=self.transport, model=model.id, prompts=prompts, answering=answering
         )

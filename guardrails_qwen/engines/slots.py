@@ -9,6 +9,9 @@ from contextvars import ContextVar
 caller: ContextVar[object] = ContextVar("caller", default=None)
 """On whose behalf work is done: set once for each call of an engine."""
 
+urgent: ContextVar[bool] = ContextVar("urgent", default=False)
+"""Whether work waits for no slot: it takes one more than there are."""
+
 
 class Slots:
     """A semaphore that is fair to callers: one with a thousand requests does not starve the others.
@@ -25,7 +28,7 @@ class Slots:
         self._waiting: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def __aenter__(self) -> None:
-        if self._free and not self._waiting:
+        if urgent.get() or (self._free > 0 and not self._waiting):
             self._free -= 1
             return
         turn = asyncio.get_running_loop().create_future()
@@ -42,7 +45,7 @@ class Slots:
 
     def _pass_on(self) -> None:
         """Give a slot to the next who still waits, or keep it free."""
-        while self._waiting:
+        while self._waiting and self._free >= 0:
             who, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             if turns:

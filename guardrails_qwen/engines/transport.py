@@ -47,7 +47,8 @@ _OUT_OF_ORDER = frozenset({408, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 """Statuses that speak of the server and not of the request."""
 
 
-_PRINTABLE = re.compile(r"[ -~]*")
+_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +68,14 @@ class Address:
             )
         if "@" in urlsplit(self.base_url).netloc:
             raise ValueError("give credentials as api_key or headers, not in the URL")
-        words = [self.api_key or "", *self.headers, *self.headers.values()]
-        if not all(_PRINTABLE.fullmatch(word) for word in words):
+        words: list[object] = ["-" if self.api_key is None else self.api_key]
+        words += [*self.headers.values()]
+        if not all(isinstance(word, str) and _VALUE.fullmatch(word) for word in words) or not all(
+            map(_NAME.fullmatch, self.headers)
+        ):
             raise ValueError(
-                "an api_key or a header has characters that HTTP does not take, a line break at "
-                "its end perhaps: strip it"
+                "an api_key or a header is no text that HTTP takes; a line break at its end, "
+                "perhaps: strip it"
             )
 
     @property
@@ -98,15 +102,18 @@ class Deadline:
 
 
 def _tells_no_text(record: logging.LogRecord) -> bool:
-    """Whether a line of the `openai` client's log may be written.
+    """Whether a line of the log of the `openai` client, or of what it is made of, may be written.
 
-    Before version 3 it logs whole requests, for debugging. Those of other clients are not our
-    concern: ours runs on threads of its own, which have our name.
+    For debugging they log whole requests, and headers that may repeat a text. Those of other
+    clients are not our concern: ours runs on threads of its own, which have our name.
     """
     ours = (record.threadName or "").startswith(THREAD)
     return not ours or record.levelno > logging.DEBUG
 
 
+for _name in ("connection", "http11", "http2", "proxy", "socks"):
+    logging.getLogger(f"httpcore.{_name}").addFilter(_tells_no_text)
+    logging.getLogger(f"httpcore2.{_name}").addFilter(_tells_no_text)
 logging.getLogger("openai._base_client").addFilter(_tells_no_text)
 
 
@@ -279,7 +286,7 @@ class _Waits:
         )
 
     def __call__(self, state: RetryCallState) -> float:
-        return max(self._jitter(state), _retry_after(state) or 0.0)
+        return self._jitter(state) + (_retry_after(state) or 0.0)
 
 
 def _stop(reliability: Reliability, deadline: Deadline) -> Callable[[RetryCallState], bool]:
@@ -330,13 +337,12 @@ def _headers(address: Address) -> dict[str, Any]:
     return {**own, **nobody, **address.headers}
 
 
-_TOO_LONG = "it refuses this request, which may be longer than the server's context"
+TOO_LONG = frozenset({400, 422})
+"""Statuses by which a server refuses a prompt that is too long; 413 may be a proxy's."""
+_TOO_LONG = "may be longer than the server's context"
 _ADVICE: Mapping[int, tuple[type[GuardError], str]] = {
-    400: (RequestRejected, _TOO_LONG),
     401: (EngineError, "give it an api_key that it accepts"),
     404: (WrongServer, "check the base URL, which mostly ends in /v1, and the name of the model"),
-    413: (RequestRejected, _TOO_LONG),
-    422: (RequestRejected, _TOO_LONG),
 }
 
 
@@ -349,11 +355,15 @@ def _of_status(error: openai.APIStatusError, path: str) -> Exception:
     if status in _OUT_OF_ORDER:
         return _Passing(EngineUnavailable(said), _asked_for(error))
     if status >= 500:
-        return _Passing(RequestRejected(f"{said}: it fails on this request"), _asked_for(error))
+        failed = RequestRejected(f"{said}: it fails on this request", status)
+        return _Passing(failed, _asked_for(error))
     if status < 400:
         return WrongServer(f"{said}, a redirect, which is not followed: give the final base URL")
-    kind, advice = _ADVICE.get(status, (RequestRejected, "it refuses this request"))
-    return kind(f"{said}: {advice}")
+    if status in _ADVICE:
+        kind, advice = _ADVICE[status]
+        return kind(f"{said}: {advice}")
+    too_long = f", which {_TOO_LONG}" if status in TOO_LONG else ""
+    return RequestRejected(f"{said}: it refuses this request{too_long}", status)
 
 
 def _of_connection(error: openai.APIConnectionError) -> Exception:

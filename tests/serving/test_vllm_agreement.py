@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from guardrails_qwen import Category, Conversation, Outcome, Severity, UnreadableVerdict, Verdict
+from guardrails_qwen import (
+    Category,
+    Conversation,
+    Outcome,
+    Severity,
+    UnreadableVerdict,
+    Verdict,
+    Windows,
+)
 from guardrails_qwen.engines.asking import Way
 from guardrails_qwen.engines.openai_compatible import OpenAICompatibleEngine
 from guardrails_qwen.engines.transformers import TransformersEngine
@@ -22,12 +30,14 @@ WAYS: Mapping[str, dict[str, Any]] = {
     "chat": {"way": "chat", "tokenizer": "tiny"},
     "constrained": {"way": "constrained", "tokenizer": "tiny"},
 }
-"""With a tokenizer lengths are exact, so that long texts are cut as they are here."""
+
+WHOLE = Windows(tokens=1200)
+"""Nothing is cut: without a tokenizer that is done by estimated lengths, and comes out otherwise."""
 
 
 @pytest.fixture(scope="module")
 def tiny() -> TransformersEngine:
-    return TransformersEngine.from_pretrained("tiny", device="cpu", dtype="float32")
+    return TransformersEngine.from_pretrained("tiny", device="cpu", dtype="float32", windows=WHOLE)
 
 
 @needs_data
@@ -36,7 +46,8 @@ def tiny() -> TransformersEngine:
 def test_verdicts_are_those_of_the_local_engine(
     vllm_server: RealServer, tiny: TransformersEngine, options: dict[str, Any], replies: bool
 ) -> None:
-    """Verdicts are equal; probabilities to 0.01, where the way offers any.
+    """Verdicts are equal; probabilities to 0.01, where the way offers any. A chat offers none where
+    the documented answers have less than nearly all of the probability.
 
     What the model answers outside the format is unreadable here; a way that forces or constrains
     the answer cannot see that. A category beside Safe, which is unreadable as well, is not read by
@@ -46,22 +57,25 @@ def test_verdicts_are_those_of_the_local_engine(
     assert len(asked) == 500
     expected = tiny.judge(asked)
     with OpenAICompatibleEngine.from_url(
-        vllm_server.base_url, deadline=None, max_concurrency=16, **options
+        vllm_server.base_url, deadline=None, max_concurrency=16, windows=WHOLE, **options
     ) as engine:
         found = engine.judge(asked)
         way = engine.explore().way
-    compared = 0
+    compared = scored = 0
     for local, remote in zip(expected, found, strict=True):
         if isinstance(local, UnreadableVerdict):
             continue
         assert _said(remote) == _said(local)
-        assert _numbers(remote, way) == pytest.approx(_numbers(local, way), abs=1e-2)
         compared += 1
+        if isinstance(remote, Verdict) and remote.scores:
+            assert _numbers(remote, way) == pytest.approx(_numbers(local, way), abs=1e-2)
+            scored += 1
     assert compared >= 495
+    assert scored >= 490
 
 
 def _short(asked: list[Conversation]) -> list[Conversation]:
-    """Not so long that they are cut: without a tokenizer that is done by estimated lengths."""
+    """Of fewer characters than a window has tokens."""
     return [one for one in asked if sum(len(m.text) for m in one.messages) < 1200]
 
 
