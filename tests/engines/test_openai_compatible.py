@@ -23,8 +23,10 @@ from guardrails_qwen import (
     Verdict,
     WrongServer,
 )
+from guardrails_qwen.dialects.families import dialect_named
 from guardrails_qwen.dialects.neutral import without_special_tokens
 from guardrails_qwen.engines.asking import Way
+from guardrails_qwen.engines.families import from_url
 from guardrails_qwen.engines.openai_compatible import OpenAICompatibleEngine
 from guardrails_qwen.engines.prompting import Prompting
 from guardrails_qwen.engines.reliability import Reliability
@@ -595,6 +597,58 @@ class TestOptions:
     def test_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=r".+"):
             OpenAICompatibleEngine.from_url("http://127.0.0.1:1/v1", **options)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"max_concurrency": 2.5},
+            {"max_concurrency": True},
+            {"deadline": "5"},
+            {"deadline": True},
+            {"windows": 512},
+            {"windows": None},
+            {"reliability": None},
+            {"reliability": 3},
+        ],
+        ids=str,
+    )
+    def test_of_another_type(self, options: dict[str, Any]) -> None:
+        with pytest.raises(TypeError, match=next(iter(options))):
+            OpenAICompatibleEngine.from_url("http://127.0.0.1:1/v1", **options)
+
+    @pytest.mark.parametrize("name", ["qwen3guard", "llama_guard", "gpt_oss_safeguard"])
+    def test_a_dialect_by_its_name(self, name: str) -> None:
+        def fingerprint(dialect: Any) -> str:
+            return OpenAICompatibleEngine.from_url("http://h/v1", dialect=dialect).fingerprint
+
+        assert fingerprint(name) == fingerprint(dialect_named(name))
+        assert (fingerprint(name) == fingerprint(None)) == (name == "qwen3guard")
+
+    @pytest.mark.parametrize("name", ["qwen4guard", "", "Qwen3Guard"])
+    def test_no_dialect_of_that_name(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"no dialect .*llama_guard"):
+            OpenAICompatibleEngine.from_url("http://h/v1", dialect=name)
+
+    def test_no_way_is_the_best_that_works(self, vllm: TinyServer) -> None:
+        with exploring(vllm, way=None) as engine:
+            assert engine.explore().way is Way.TOKENS
+
+    def test_nothing_to_judge_is_not_sent(self, vllm: TinyServer, judge: Judge) -> None:
+        before = vllm.traffic.opened
+        with engine_at(vllm) as engine:
+            assert judge(engine, []) == []
+            assert "untried" in repr(engine)
+        assert vllm.traffic.opened == before
+
+    def test_a_moderation_model_with_a_dialect_is_asked_by_chat(self) -> None:
+        with TinyServer() as server:
+            server.api.name = "our-moderation-v1"
+            options: Any = {"model": "our-moderation-v1", "dialect": "qwen3guard"}
+            with from_url(server.base_url, way="chat", **options) as engine:
+                assert isinstance(engine, OpenAICompatibleEngine)
+                assert isinstance(engine.judge([ASK])[0], Verdict)
+            assert {r.path for r in server.requests} >= {"/v1/chat/completions"}
+            assert "/v1/moderations" not in {r.path for r in server.requests}
 
     @pytest.mark.parametrize("url", ["", "localhost:8000", "/v1", "http://", "http:///v1"])
     def test_no_url(self, url: str) -> None:

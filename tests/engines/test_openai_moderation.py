@@ -313,6 +313,20 @@ def test_a_text_that_the_server_refuses_spares_the_others(ask: Asking, endpoint:
     assert "drop" not in str(outcomes)
 
 
+@pytest.mark.parametrize("status", [302, 401, 404, 408, 429, 502, 503, 520])
+def test_a_text_that_provokes_an_outage_spares_the_others(
+    ask: Asking, endpoint: Endpoint, status: int
+) -> None:
+    def refuse(asked: list[Any]) -> object:
+        refused = any("drop table" in str(part) for part in asked)
+        return Response(status=status) if refused else None
+
+    endpoint.spoil = refuse
+    outcomes = ask("a cake", "a bomb", "drop table", "b cake", shown("drop table", CAT), shown(CAT))
+    expected = ["Safe", "Unsafe", "RequestRejected", "Safe", "RequestRejected", "Safe"]
+    assert severities(outcomes) == expected
+
+
 STATUSES: list[Any] = [
     pytest.param(401, EngineError, id="the key is refused"),
     pytest.param(404, EngineError, id="no such endpoint or model"),

@@ -332,10 +332,51 @@ def test_patience_that_makes_no_sense(options: dict[str, Any]) -> None:
         ("http://host:8000/v1/", "http://host:8000"),
         ("https://host/gateway/v1", "https://host/gateway"),
         ("https://host/api", "https://host/api"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000"),
+        ("https://host/a/b/v1", "https://host/a/b"),
     ],
 )
 def test_the_root_of_an_address(url: str, root: str) -> None:
     assert Address(base_url=url).root == root
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:80000/v1",
+        "http://host:0/v1",
+        "http://host:-1/v1",
+        "http://host:port/v1",
+        "http://ho st/v1",
+        "http://host/v1 ",
+        "http://host/v1\n",
+        "http://host/v1?api-version=1",
+        "http://host/v1#part",
+        "http://user:word@host/v1",
+        "http://[::1/v1",
+        "http://höst/v1",
+    ],
+)
+def test_no_address(url: str) -> None:
+    with pytest.raises(ValueError, match="URL") as caught:
+        Address(base_url=url)
+    assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "secret", ["sk-word\n", "sk-word\r\nx: y", "sk-wörd", "sk-word\x00", "😀word"]
+)
+def test_a_key_that_http_does_not_take(secret: str) -> None:
+    options: list[dict[str, Any]] = [
+        {"api_key": secret},
+        {"headers": {"x-key": secret}},
+        {"headers": {secret: "x"}},
+    ]
+    for given in options:
+        with pytest.raises(ValueError, match="strip") as caught:
+            Address(base_url="http://host/v1", **given)
+        assert secret.strip() not in str(caught.value)
+        assert "word" not in str(caught.value)
 
 
 def test_an_address_does_not_show_its_secrets() -> None:
