@@ -195,12 +195,28 @@ class TestDeadlines:
         await outcome(health(), server, deadline=100)
         text, harmless = server.left
         assert text == pytest.approx(80, abs=5)
-        assert harmless == pytest.approx(100, abs=5)
+        assert harmless is not None
+        assert 80 < harmless < 100
 
-    async def test_no_end_is_none_for_both(self) -> None:
+    @pytest.mark.parametrize("deadline", [None, 0.5])
+    async def test_a_look_has_time_of_its_own(self, deadline: float | None) -> None:
+        """However little a caller has left, or if it would wait for ever."""
         server = Server(text=EngineTimeout("late"))
-        await outcome(health(), server, deadline=None)
-        assert server.left == [None, None]
+        await outcome(health(), server, deadline=deadline)
+        _, harmless = server.left
+        assert harmless is not None
+        assert 1.5 < harmless <= 10
+
+    async def test_what_cannot_be_told_in_time_is_no_outage_and_still_found_out(self) -> None:
+        of = health(failures=1)
+        down, gate = EngineUnavailable("down"), asyncio.Event()
+        server = Server(text=down, harmless=down, gate=gate)
+        assert type(await outcome(of, server, deadline=0.05)) is RequestRejected
+        assert not await is_open(of)
+        server = Server(text=down, harmless=down)
+        gate.set()
+        await asyncio.sleep(0.01)
+        assert await is_open(of)
 
 
 class TestBreaker:
