@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -401,7 +402,8 @@ def test_a_deadline_covers_all_attempts(server: FaultyServer) -> None:
         server.play(always(error(503)))
         started = time.monotonic()
         [outcome] = engine.judge(_asked())
-        assert isinstance(outcome, EngineUnavailable)
+        assert isinstance(outcome, (EngineUnavailable, RequestRejected))
+        assert "503" in str(outcome)
         assert time.monotonic() - started < 3
 
 
@@ -412,8 +414,8 @@ def test_the_error_of_a_deadline_says_what_went_wrong_before(server: FaultyServe
         explored(engine)
         server.play(lambda i: faults.STALLED["silence"] if i else error(502))
         [outcome] = engine.judge(_asked())
-    assert isinstance(outcome, EngineTimeout)
-    assert "502" in str(outcome)
+    assert isinstance(outcome, (EngineTimeout, RequestRejected))
+    assert re.search(r"no answer within .* 502", str(outcome))
 
 
 def _asked(count: int = 1) -> list[Conversation]:

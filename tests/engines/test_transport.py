@@ -127,7 +127,8 @@ class TestMany:
 
     def test_a_server_that_hangs_on_everything_is_an_outage(self) -> None:
         server = FaultyServer(answer=Gate())
-        with server, at(server, max_concurrency=2, deadline=1) as engine:
+        once = Reliability(attempts=1, timeout=0.5)
+        with server, at(server, max_concurrency=6, reliability=once) as engine:
             warmed(engine)
             server.play(always(STALLED["silence"]))
             found = engine.judge(waiting(6))
