@@ -111,9 +111,12 @@ class Health:
         if not unavailable(failed):
             self._judged()
             raise failed
-        if await self._out_of_order(started, harmless, deadline):
+        outage = await self._out_of_order(started, harmless, deadline)
+        if outage:
             raise failed
-        raise RequestRejected(f"others are judged, and not this text: {failed}")
+        unknown = "it could not be told in time whether others are judged"
+        others = unknown if outage is None else "others are judged, and not this text"
+        raise RequestRejected(f"{others}: {failed}")
 
     def _judged(self) -> None:
         self._answered = time.monotonic()
@@ -124,10 +127,10 @@ class Health:
         since: float,
         harmless: Callable[[Deadline], Awaitable[object]],
         deadline: Deadline,
-    ) -> bool:
-        """Whether nobody else was judged since then, and is not now. All who ask share one look.
+    ) -> bool | None:
+        """Whether nobody else was judged since then, and is not now; None if time is up before.
 
-        Where that cannot be told in time, it is no outage.
+        All who ask share one look.
         """
         if self._answered > since:
             return False
@@ -137,7 +140,7 @@ class Health:
             self._looking = asyncio.ensure_future(self._look(harmless, Deadline(time_to_look)))
         with anyio.move_on_after(deadline.left):
             return not await asyncio.shield(self._looking)
-        return False
+        return None
 
     async def _look(
         self, harmless: Callable[[Deadline], Awaitable[object]], deadline: Deadline
