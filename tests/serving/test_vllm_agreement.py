@@ -32,7 +32,7 @@ WAYS: Mapping[str, dict[str, Any]] = {
 }
 
 WHOLE = Windows(tokens=1200)
-"""Nothing is cut: without a tokenizer that is done by estimated lengths, and comes out otherwise."""
+"""Nothing is cut, which without a tokenizer is done by estimated lengths."""
 
 
 @pytest.fixture(scope="module")
