@@ -15,14 +15,9 @@ from guardrails_qwen.engines.asking import (
     Asker,
     ChatAsker,
     ChatForm,
-    LocalPrompts,
-    Prompts,
-    ServerPrompts,
     TokensAsker,
     Way,
     constraint,
-    tokenized,
-    words,
 )
 from guardrails_qwen.engines.completions import (
     Models,
@@ -33,6 +28,13 @@ from guardrails_qwen.engines.completions import (
     read_text,
 )
 from guardrails_qwen.engines.prompting import Prompting
+from guardrails_qwen.engines.remote_prompts import (
+    LocalPrompts,
+    Prompts,
+    ServerPrompts,
+    tokenized,
+    words,
+)
 from guardrails_qwen.engines.transport import Deadline, Transport
 from guardrails_qwen.errors import (
     EngineUnavailable,
