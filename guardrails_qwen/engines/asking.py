@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 from guardrails_qwen.conversation import Conversation
@@ -22,12 +23,10 @@ from guardrails_qwen.engines.completions import (
     read_next,
 )
 from guardrails_qwen.engines.remote_prompts import Prompts, Whole, together, words
-from guardrails_qwen.engines.transport import TOO_LONG, Deadline, Transport
-from guardrails_qwen.errors import RequestRejected, UnreadableVerdict
+from guardrails_qwen.engines.transport import Deadline, Transport
+from guardrails_qwen.errors import UnreadableVerdict
 from guardrails_qwen.verdict import Scores, Verdict
 
-_LONGEST = 65_536
-"""Tokens of the longest prompt that is asked about; no window is longer."""
 _LOGPROBS = 20
 """Alternatives asked for of each token: what vLLM and OpenAI give at most."""
 
@@ -143,32 +142,12 @@ class ChatAsker:
                 f"the server read {read or 'an unknown number of'} tokens of a prompt that has "
                 f"{least} at least: give it a longer context",
             )
-        async with self.whole.lock:
-            if read > self.whole.proven:
-                await self._prove(read, deadline)
+        await self.whole.require(read, self.dialect.probes[0], partial(self._measured, deadline))
 
-    async def _prove(self, read: int, deadline: Deadline) -> None:
-        """See that the server reads a prompt of more than so many tokens, or refuses it."""
-        if read > _LONGEST:
-            raise UnreadableVerdict("", f"the server read {read} tokens: nobody sent so many")
-        longer = 2 * read
-        probe = self.dialect.probes[0].with_last_text(" ".join(["word"] * longer))
-        body = {**self.form.body(self.dialect, probe), "max_tokens": 1}
-        try:
-            answer = await self.transport.post("/chat/completions", body, deadline)
-        except RequestRejected as error:
-            if error.status not in TOO_LONG:
-                raise
-            self.whole.proven = max(self.whole.proven, longer)  # it says so where one is too long
-            return
-        found = prompt_tokens(answer)
-        if found is None or found < longer:
-            raise UnreadableVerdict(
-                "",
-                f"the server read {found} tokens of a prompt that has {longer} at least, so that "
-                f"one of {read} may have been truncated: give it a longer context",
-            )
-        self.whole.proven = max(self.whole.proven, longer)
+    async def _measured(self, deadline: Deadline, conversation: Conversation) -> int | None:
+        """Tokens of the prompt for a conversation, as the server counts them."""
+        body = {**self.form.body(self.dialect, conversation), "max_tokens": 1}
+        return prompt_tokens(await self.transport.post("/chat/completions", body, deadline))
 
     def _require_constrained(self, written: Written, conversation: Conversation) -> None:
         regex = self.dialect.regex(conversation) if self.form.constraint else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -96,36 +96,26 @@ class ServerPrompts:
 
     async def ids(self, conversation: Conversation, deadline: Deadline) -> list[int]:
         """From the server."""
+
+        async def measure(one: Conversation) -> int:
+            return len(await self._tokens(self._dialect.messages(one), deadline))
+
         messages = self._dialect.messages(conversation)
-        found = await tokenized(self._transport, self._model, messages, deadline)
+        found = await self._tokens(messages, deadline)
         least = self.least.get(judges_response(conversation), 0) + words({"messages": messages})
         if len(found) < least:
             raise UnreadableVerdict(
                 "", f"the server made {len(found)} tokens of a prompt that has {least} at least"
             )
-        async with self._whole.lock:
-            if len(found) > self._whole.proven:
-                await self._prove(len(found), deadline)
+        await self._whole.require(len(found), self._dialect.probes[0], measure)
         return found
 
-    async def _prove(self, length: int, deadline: Deadline) -> None:
-        """See that the server makes longer prompts than this whole, or refuses to."""
-        longer = 2 * length
-        probe = self._dialect.probes[0].with_last_text(" ".join(["word"] * longer))
-        messages = self._dialect.messages(probe)
-        try:
-            found = await tokenized(self._transport, self._model, messages, deadline)
-        except RequestRejected as error:
-            if error.status not in TOO_LONG:
-                raise
-        else:
-            if len(found) < longer:
-                raise UnreadableVerdict(
-                    "", f"the server made {len(found)} tokens of {longer} words: it truncates"
-                )
-        self._whole.proven = max(self._whole.proven, longer)
+    async def _tokens(self, messages: Sequence[Mapping[str, Any]], deadline: Deadline) -> list[int]:
+        return await tokenized(self._transport, self._model, messages, deadline)
 
 
+_LONGEST = 65_536
+"""Tokens of the longest prompt that is asked about; no window is longer."""
 _END = -1
 """Stands for the end of a turn, which nobody reads."""
 
@@ -154,8 +144,53 @@ class Whole:
 
     proven: int = 0
     """In tokens of a prompt."""
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while it is found out."""
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def require(
+        self,
+        length: int,
+        probe: Conversation,
+        measure: Callable[[Conversation], Awaitable[int | None]],
+    ) -> None:
+        """See that a server takes longer prompts than this one whole, or refuses them.
+
+        Args:
+            length: Tokens of a prompt, as the server counts.
+            probe: A harmless conversation.
+            measure: Has the server count the tokens of a prompt; None where it does not.
+
+        Raises:
+            UnreadableVerdict: It truncates.
+            GuardError: It could not be found out.
+        """
+        if length <= self.proven:
+            return
+        async with self._lock:
+            if length > self.proven:
+                await self._prove(length, probe, measure)
+
+    async def _prove(
+        self,
+        length: int,
+        probe: Conversation,
+        measure: Callable[[Conversation], Awaitable[int | None]],
+    ) -> None:
+        if length > _LONGEST:
+            raise UnreadableVerdict("", f"the server read {length} tokens: nobody sent so many")
+        longer = 2 * length
+        try:
+            found = await measure(probe.with_last_text(" ".join(["word"] * longer)))
+        except RequestRejected as error:
+            if error.status not in TOO_LONG:
+                raise
+            found = longer  # it says so where a prompt is too long
+        if found is None or found < longer:
+            raise UnreadableVerdict(
+                "",
+                f"the server read {found} tokens of a prompt that has {longer} at least, so that "
+                f"one of {length} may have been truncated: give it a longer context",
+            )
+        self.proven = max(self.proven, longer)
 
 
 def words(body: Mapping[str, Any]) -> int:
