@@ -1,0 +1,1 @@
+"""Moderating a reply while it is written."""
