@@ -1,7 +1,7 @@
-"""Qwen3Guard-Stream as published, slowly: for every token the model runs over all that came before.
+"""Qwen3Guard-Stream as published, slowly: every token takes a pass over all that came before it.
 
-It shares nothing with the engine: the library's own backbone, heads applied by hand, the chat format
-written out, and the tokenizer without its special tokens for whatever is content.
+This shares nothing with the engine: the library's own backbone, heads applied by hand, the chat
+format written out, and the tokenizer without its special tokens for whatever is content.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class StreamReference:
         }
         self._heads = {k: v for k, v in weights.items() if not k.startswith("model.")}
         config: Any = Qwen3Config
-        self._model = Qwen3Model(config.from_pretrained(folder)).float().eval()
-        self._model.load_state_dict(
+        self._model: Any = Qwen3Model(config.from_pretrained(folder))
+        self._model.float().eval().load_state_dict(
             {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
         )
         state = json.loads((folder / "tokenizer.json").read_text())

@@ -94,7 +94,7 @@ def save(folder: Path, shape: Shape | None = None, oddity: Oddity | None = None)
     library.save_file(
         weights | dict(oddity.added), folder / "model.safetensors", metadata={"format": "pt"}
     )
-    config = _config(shape) | oddity.config
+    config = {**_config(shape), **oddity.config}
     _write(folder / "config.json", {k: v for k, v in config.items() if v is not None})
     shutil.copy(_TOKENIZER / "tokenizer.json", folder / "tokenizer.json")
     described = json.loads((_TOKENIZER / "tokenizer_config.json").read_text())
