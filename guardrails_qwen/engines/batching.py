@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
-from guardrails_qwen.engines.base import Outcome, failure
-from guardrails_qwen.errors import EngineClosed, EngineError, EngineOverloaded
+from guardrails_qwen.engines.base import failure
+from guardrails_qwen.errors import EngineClosed, EngineError, EngineOverloaded, GuardError
 
 logger = logging.getLogger("guardrails_qwen")
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+"""What becomes of an item, if nothing goes wrong: a verdict, mostly."""
 
 _IDLE = 30.0
 """Seconds without requests after which the worker ends; the next request starts another. A worker
@@ -52,7 +54,7 @@ class Batching:
             raise ValueError(f"capacity is {self.capacity}: use at least 1")
 
 
-class Batcher(Generic[Item]):
+class Batcher(Generic[Item, Answer]):
     """Gathers the items of all callers into batches and runs them on one thread, batch by batch.
 
     Callers take turns, one item each, so that a bulk of thousands does not starve a single one. A
@@ -63,8 +65,8 @@ class Batcher(Generic[Item]):
     Safe to use from any number of threads and event loops. In a forked child it starts afresh.
 
     Args:
-        run: Judges a batch: one outcome for each item, in order. Anything that it raises, or a
-            wrong number of outcomes, counts as the failure of that batch.
+        run: Judges a batch: one answer or error for each item, in order. Anything that it raises,
+            or a wrong number of outcomes, counts as the failure of that batch.
         size: What an item takes of the budget, in tokens for example; at least 1.
         budget: What a batch holds at most; a larger item runs alone.
         settings: How long requests wait for one another, and how many may.
@@ -73,7 +75,7 @@ class Batcher(Generic[Item]):
 
     def __init__(
         self,
-        run: Callable[[list[Item]], list[Outcome]],
+        run: Callable[[list[Item]], list[Answer | GuardError]],
         *,
         size: Callable[[Item], int],
         budget: int,
@@ -94,7 +96,7 @@ class Batcher(Generic[Item]):
 
     def _restart(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._queue = _Queue[Item]()
+        self._queue = _Queue[Item, Answer]()
         self._worker: threading.Thread | None = None
         self._shared = False
         self._free = 0.0
@@ -109,7 +111,9 @@ class Batcher(Generic[Item]):
         with self._changed:
             return self._queue.waiting
 
-    def judge(self, items: Sequence[Item], *, conversations: int | None = None) -> list[Outcome]:
+    def judge(
+        self, items: Sequence[Item], *, conversations: int | None = None
+    ) -> list[Answer | GuardError]:
         """One outcome for each item, in order; blocks until all are there.
 
         Args:
@@ -127,7 +131,7 @@ class Batcher(Generic[Item]):
 
     async def ajudge(
         self, items: Sequence[Item], *, conversations: int | None = None
-    ) -> list[Outcome]:
+    ) -> list[Answer | GuardError]:
         """As `judge`, without blocking the event loop."""
         with self._asked(items, conversations) as answer:
             await _done(answer)
@@ -159,9 +163,9 @@ class Batcher(Generic[Item]):
     @contextmanager
     def _asked(
         self, items: Sequence[Item], conversations: int | None
-    ) -> Generator[Future[list[Outcome]]]:
+    ) -> Generator[Future[list[Answer | GuardError]]]:
         """The answer to come; whoever leaves before it is there withdraws what has not started."""
-        request = _Request(
+        request = _Request[Item, Answer](
             items=list(items),
             sizes=[self._size(item) for item in items],
             weight=min(len(items), conversations or len(items)),
@@ -177,7 +181,7 @@ class Batcher(Generic[Item]):
                 with self._changed:
                     self._queue.leave(request)
 
-    def _enter(self, request: _Request[Item]) -> None:
+    def _enter(self, request: _Request[Item, Answer]) -> None:
         with self._changed:
             self._admit(request.weight)
             self._start()
@@ -216,7 +220,7 @@ class Batcher(Generic[Item]):
     # The worker's side
 
     def _work(self) -> None:
-        batch: list[_Turn[Item]] = []
+        batch: list[_Turn[Item, Answer]] = []
         try:
             while batch := self._next():
                 self._answer(batch)
@@ -224,7 +228,7 @@ class Batcher(Generic[Item]):
         except BaseException as error:  # noqa: BLE001 (whatever ends it, nobody waits forever)
             self._break(error, batch)
 
-    def _next(self) -> list[_Turn[Item]]:
+    def _next(self) -> list[_Turn[Item, Answer]]:
         """The next batch, once there is one; an empty one ends the worker."""
         with self._changed:
             if self._worker is not threading.current_thread():
@@ -250,12 +254,12 @@ class Batcher(Generic[Item]):
                 until - time.monotonic(),
             )
 
-    def _answer(self, batch: list[_Turn[Item]]) -> None:
+    def _answer(self, batch: list[_Turn[Item, Answer]]) -> None:
         outcomes = self._judged([item for _, item in batch])
         for (request, _), outcome in zip(batch, outcomes, strict=True):
             request.receive(outcome)
 
-    def _judged(self, items: list[Item]) -> list[Outcome]:
+    def _judged(self, items: list[Item]) -> list[Answer | GuardError]:
         """One outcome for each item; a batch that fails is halved until the culprit is alone."""
         try:
             return _complete(self._run(items), len(items))
@@ -267,7 +271,7 @@ class Batcher(Generic[Item]):
         middle = len(items) // 2
         return [*self._judged(items[:middle]), *self._judged(items[middle:])]
 
-    def _break(self, error: BaseException, batch: list[_Turn[Item]]) -> None:
+    def _break(self, error: BaseException, batch: list[_Turn[Item, Answer]]) -> None:
         logger.error("the worker of %s ended: %s", self._name, type(error).__name__)
         with self._changed:
             self._broken = error
@@ -283,7 +287,7 @@ class Batcher(Generic[Item]):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class _Request(Generic[Item]):
+class _Request(Generic[Item, Answer]):
     """One call: its items, which start in order and are answered in order."""
 
     items: list[Item]
@@ -292,29 +296,31 @@ class _Request(Generic[Item]):
     """Conversations."""
     arrived: float = field(default_factory=time.monotonic)
     started: int = 0
-    outcomes: list[Outcome] = field(default_factory=list[Outcome])
-    answer: Future[list[Outcome]] = field(default_factory=Future[list[Outcome]])
+    outcomes: list[Answer | GuardError] = field(default_factory=list[Answer | GuardError])
+    answer: Future[list[Answer | GuardError]] = field(
+        default_factory=Future[list[Answer | GuardError]]
+    )
 
     @property
     def left(self) -> int:
         """Conversations that have not started, rounded up."""
         return -(-self.weight * (len(self.items) - self.started) // len(self.items))
 
-    def receive(self, outcome: Outcome) -> None:
+    def receive(self, outcome: Answer | GuardError) -> None:
         self.outcomes.append(outcome)
         if len(self.outcomes) == len(self.items):
             self.answer.set_result(self.outcomes)
 
 
-_Turn = tuple[_Request[Item], Item]
+_Turn = tuple[_Request[Item, Answer], Item]
 """One item in a batch, and whose it is."""
 
 
-class _Queue(Generic[Item]):
+class _Queue(Generic[Item, Answer]):
     """Requests with items that wait, served in turns. It knows no threads."""
 
     def __init__(self) -> None:
-        self._turns = OrderedDict[_Request[Item], None]()
+        self._turns = OrderedDict[_Request[Item, Answer], None]()
         self.waiting = 0
         """Items."""
         self.load = 0
@@ -337,21 +343,21 @@ class _Queue(Generic[Item]):
             for request in self._turns
         )
 
-    def enter(self, request: _Request[Item]) -> None:
+    def enter(self, request: _Request[Item, Answer]) -> None:
         self._turns[request] = None
         self.waiting += len(request.items)
         self.load += sum(request.sizes)
 
-    def leave(self, request: _Request[Item]) -> None:
+    def leave(self, request: _Request[Item, Answer]) -> None:
         """Forget what has not started of a request, if anything."""
         if request in self._turns:
             del self._turns[request]
             self.waiting -= len(request.items) - request.started
             self.load -= sum(request.sizes[request.started :])
 
-    def take(self, budget: int) -> list[_Turn[Item]]:
+    def take(self, budget: int) -> list[_Turn[Item, Answer]]:
         """The next items, one of each request in turn, until the budget is full."""
-        batch: list[_Turn[Item]] = []
+        batch: list[_Turn[Item, Answer]] = []
         room = budget
         while self._turns:
             request = next(iter(self._turns))
@@ -368,7 +374,7 @@ class _Queue(Generic[Item]):
                 del self._turns[request]
         return batch
 
-    def clear(self) -> list[_Request[Item]]:
+    def clear(self) -> list[_Request[Item, Answer]]:
         """Forget all; who they were."""
         lost = list(self._turns)
         for request in lost:
@@ -376,7 +382,7 @@ class _Queue(Generic[Item]):
         return lost
 
 
-async def _done(answer: Future[list[Outcome]]) -> None:
+async def _done(answer: Future[Any]) -> None:
     """Return once the answer is there, whatever it is."""
     loop = asyncio.get_running_loop()
     there = asyncio.Event()
@@ -389,20 +395,20 @@ async def _done(answer: Future[list[Outcome]]) -> None:
     await there.wait()
 
 
-def _complete(outcomes: list[Outcome], expected: int) -> list[Outcome]:
+def _complete(outcomes: list[Answer | GuardError], expected: int) -> list[Answer | GuardError]:
     if len(outcomes) != expected:
         raise EngineError(f"the engine returned {len(outcomes)} outcomes for {expected} items")
     return outcomes
 
 
-def _fail(requests: Sequence[_Request[Item]], error: Callable[[], EngineError]) -> None:
+def _fail(requests: Sequence[_Request[Any, Any]], error: Callable[[], EngineError]) -> None:
     """Answer with an error, one for each, since whoever raises it adds a traceback to it."""
     for request in requests:
         if not request.answer.done():
             request.answer.set_exception(error())
 
 
-_batchers: WeakSet[Batcher[Any]] = WeakSet()
+_batchers: WeakSet[Batcher[Any, Any]] = WeakSet()
 
 
 def _exit() -> None:

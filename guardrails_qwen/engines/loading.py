@@ -14,7 +14,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from guardrails_qwen.engines.decoder import Decoder, unsupported
+from guardrails_qwen.engines.backbone import unsupported
+from guardrails_qwen.engines.decoder import Decoder
 from guardrails_qwen.engines.matmul import Precision
 from guardrails_qwen.engines.prompting import (
     Prompting,

@@ -16,6 +16,7 @@ from guardrails_qwen.engines.request import Job, Request
 from guardrails_qwen.engines.tokenization import Prompt
 from guardrails_qwen.errors import CheckpointError, EngineClosed, GuardError, TextTooLong
 from guardrails_qwen.longtext import Window, Windows, windows
+from guardrails_qwen.verdict import Verdict
 
 _INLINE = 4_000
 """Characters of a request that are prepared on the event loop itself, in a few milliseconds."""
@@ -57,7 +58,7 @@ class Windowed(Generic[Job]):
         *,
         windows: Mapping[bool, Windows],
         job: Callable[[Conversation, Prompt], Job | TextTooLong],
-        batcher: Batcher[Job],
+        batcher: Batcher[Job, Verdict],
     ) -> None:
         self._prompting: Prompting | None = prompting
         self._windows = windows

@@ -113,7 +113,7 @@ def batcher(
     budget: int = 100,
     wait: float = 0.0,
     capacity: int = 4096,
-) -> Batcher[Piece]:
+) -> Batcher[Piece, Verdict]:
     return Batcher(
         run,
         size=lambda piece: piece.size,
@@ -130,14 +130,14 @@ def until(condition: Callable[[], object]) -> None:
         tick.wait(0.0005)
 
 
-Ask = Callable[[Batcher[Piece], Sequence[Piece]], list[Outcome]]
+Ask = Callable[[Batcher[Piece, Verdict], Sequence[Piece]], list[Outcome]]
 
 
 @pytest.fixture(params=["judge", "ajudge"])
 def ask(request: pytest.FixtureRequest) -> Ask:
     """The two doors, tried in turn."""
     if request.param == "judge":
-        return Batcher[Piece].judge
+        return Batcher[Piece, Verdict].judge
     return lambda batcher, items: asyncio.run(batcher.ajudge(items))
 
 
@@ -256,7 +256,7 @@ def test_a_lone_caller_never_waits_for_others(ask: Ask) -> None:
     assert names(ask(alone, pieces("f"))) == "f"
 
 
-def share(held: HeldPasses, shared: Batcher[Piece], pool: ThreadPoolExecutor) -> None:
+def share(held: HeldPasses, shared: Batcher[Piece, Verdict], pool: ThreadPoolExecutor) -> None:
     """Run a batch of several callers, after which there is reason to wait for more."""
     asked = [pool.submit(shared.judge, pieces("x"))]
     held.begun()
@@ -766,7 +766,9 @@ def test_it_does_what_a_plain_model_of_it_does(
     shared.close()
 
 
-async def follow(steps: list[Step], held: HeldPasses, shared: Batcher[Piece], model: Model) -> None:
+async def follow(
+    steps: list[Step], held: HeldPasses, shared: Batcher[Piece, Verdict], model: Model
+) -> None:
     """Take each step with the batcher and with the model, and compare."""
     asked = dict[int, tuple[list[Piece], asyncio.Task[list[Outcome]]]]()
     refused, cancelled = set[int](), set[int]()
@@ -860,7 +862,7 @@ class Interrupting:
 
 
 async def everybody(
-    callers: list[Caller], shared: Batcher[Piece], run: Interrupting
+    callers: list[Caller], shared: Batcher[Piece, Verdict], run: Interrupting
 ) -> list[list[Outcome] | None]:
     """What each caller gets, all at once; nothing for one who gave up."""
     loop = asyncio.get_running_loop()

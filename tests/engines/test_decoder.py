@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from guardrails_qwen.engines.decoder import Decoder, unsupported
+from guardrails_qwen.engines.backbone import unsupported
+from guardrails_qwen.engines.decoder import Decoder
 from guardrails_qwen.engines.graphs import GraphedDecoder, lengths_up_to
 from guardrails_qwen.engines.matmul import Precision, native_int8
 from guardrails_qwen.engines.packing import Row, chunk_row
