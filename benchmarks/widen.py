@@ -1,4 +1,4 @@
-"""The bundled checkpoint in the shape of a real one: `python -m benchmarks.widen 0.6B FOLDER`.
+"""The bundled checkpoints in the shape of real ones: `python -m benchmarks.widen 0.6B FOLDER`.
 
 Real weights cannot be had everywhere, and the speed of a model depends on its shape only. So a
 small checkpoint is widened without changing its function: what it computes stays in the first
@@ -12,6 +12,8 @@ leads nowhere. A benchmark then measures a real size, and its verdicts are still
 - A padded token is random in the padded dimensions, where the final state is zero: its logit is
   exactly 0. It would win only where the best of the real logits is negative; over 250 prompts and
   replies that is never below 3.8 at any position, and 17 where the answer begins.
+- The heads of Qwen3Guard-Stream read a final state that is the small one's, padded with zeros. What
+  they make of it is padded in turn, for which their own norm makes up in the same way.
 """
 
 from __future__ import annotations
@@ -31,14 +33,20 @@ import torch
 
 import guardrails_qwen
 
-BUNDLED = Path(guardrails_qwen.__file__).parent / "checkpoints" / "tiny-gen"
+_CHECKPOINTS = Path(guardrails_qwen.__file__).parent / "checkpoints"
+BUNDLED = _CHECKPOINTS / "tiny-gen"
+BUNDLED_STREAM = _CHECKPOINTS / "tiny-stream"
 
 _COPIED = ("tokenizer.json", "generation_config.json", "chat_template.jinja")
 
 _ORIGIN = "widened_from"
 
 HEAD_DIM = 128
-"""Of every head, in every size of Qwen3 and in the bundled checkpoint."""
+"""Of every attention head, in every size of Qwen3 and in the bundled checkpoints."""
+
+INNER = 512
+"""`guard_inner_size` of Qwen3Guard-Stream-0.6B. Larger shapes get it as well: against their layers
+the heads cost nothing."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -111,7 +119,7 @@ SHAPES = {
         tied=False,
     ),
 }
-"""Those that Qwen3Guard-Gen is published in, from the configurations of Qwen3."""
+"""Those that Qwen3Guard is published in, from the configurations of Qwen3."""
 
 
 def widen(
@@ -120,38 +128,50 @@ def widen(
     shape: Shape,
     *,
     dtype: torch.dtype = torch.float32,
-    context: int = 32768,
+    context: int | None = None,
 ) -> None:
     """Write the checkpoint `source` into the folder `target`, in another shape.
 
     Weights are written layer by layer, so that one layer, or the embedding, is in memory at a time.
     The configuration comes last: a folder that has one is complete.
 
+    Args:
+        context: In tokens; by default what is published, 32,768 and, for Stream, 8,192.
+
     Raises:
         ValueError: The shape has no room for the source.
     """
     small = Shape.of(source)
-    _require_room(small, shape)
+    config = json.loads((source / "config.json").read_text())
+    stream = "guard_inner_size" in config
+    context = context or (8192 if stream else 32768)
+    _require_room(small, shape, stream=stream)
     target.mkdir(parents=True, exist_ok=True)
     library: Any = safetensors.torch  # its types are incomplete
     stored: Tensors = library.load_file(source / "model.safetensors")
     weights = {name: tensor.float() for name, tensor in stored.items()}
-    _write_shards(target, _Widening(weights, small, shape, dtype).shards(), shape.layers + 1)
+    heads = _heads(weights, small, shape) if stream else {}
+    shards = _Widening(weights, small, shape, dtype, heads).shards()
+    _write_shards(target, shards, shape.layers + 1)
     for name in _COPIED:
-        shutil.copy(source / name, target / name)
+        if (source / name).exists():
+            shutil.copy(source / name, target / name)
     tokenizer = json.loads((source / "tokenizer_config.json").read_text())
     _write_json(target / "tokenizer_config.json", tokenizer | {"model_max_length": context})
-    config = json.loads((source / "config.json").read_text())
     config[_ORIGIN] = digest(source)
-    _write_json(target / "config.json", _config(config, small, shape, dtype, context))
+    made = _config(config, small, shape, dtype, context)
+    own = {"guard_inner_size": INNER, "tie_word_embeddings": False} if stream else {}
+    _write_json(target / "config.json", made | own)
 
 
-def kept(target: Path, shape: Shape, *, dtype: torch.dtype = torch.float32) -> Path:
-    """The bundled checkpoint in that shape, in a folder that is written only if it has to be."""
+def kept(
+    target: Path, shape: Shape, *, dtype: torch.dtype = torch.float32, source: Path = BUNDLED
+) -> Path:
+    """A bundled checkpoint in that shape, in a folder that is written only if it has to be."""
     config = target / "config.json"
-    if not config.exists() or json.loads(config.read_text()).get(_ORIGIN) != digest(BUNDLED):
+    if not config.exists() or json.loads(config.read_text()).get(_ORIGIN) != digest(source):
         config.unlink(missing_ok=True)
-        widen(BUNDLED, target, shape, dtype=dtype)
+        widen(source, target, shape, dtype=dtype)
     return target
 
 
@@ -160,7 +180,7 @@ def digest(source: Path) -> str:
     return hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-def _require_room(small: Shape, large: Shape) -> None:
+def _require_room(small: Shape, large: Shape, *, stream: bool) -> None:
     for name in ("layers", "hidden", "kv_heads", "intermediate", "vocabulary"):
         if getattr(large, name) < getattr(small, name):
             raise ValueError(
@@ -171,7 +191,7 @@ def _require_room(small: Shape, large: Shape) -> None:
             f"a key head serves {large.heads // large.kv_heads} query heads: "
             f"use at least {small.heads // small.kv_heads}"
         )
-    if not small.tied:
+    if not small.tied and not stream:
         raise ValueError("the source has an output layer of its own, which is not handled")
 
 
@@ -227,10 +247,17 @@ class _Projection:
 
 
 class _Widening:
-    """Makes the tensors of the large model; random numbers are the same in every run."""
+    """Makes the tensors of the large model; random numbers are the same in every run.
 
-    def __init__(self, weights: Tensors, small: Shape, large: Shape, dtype: torch.dtype) -> None:
+    Args:
+        heads: What there is in place of an output layer: the heads of Qwen3Guard-Stream, widened.
+    """
+
+    def __init__(
+        self, weights: Tensors, small: Shape, large: Shape, dtype: torch.dtype, heads: Tensors
+    ) -> None:
         self.weights = weights
+        self.heads = {name: tensor.to(dtype).contiguous() for name, tensor in heads.items()}
         self.small = small
         self.large = large
         self.dtype = dtype
@@ -238,7 +265,7 @@ class _Widening:
         self.random = torch.Generator().manual_seed(0)
 
     def shards(self) -> Iterator[Tensors]:
-        """The embedding and what belongs to it, then one layer after the other."""
+        """The embedding, what reads the final state, then one layer after the other."""
         yield self._ends()
         real = {i * self.large.layers // self.small.layers: i for i in range(self.small.layers)}
         for index in range(self.large.layers):
@@ -252,8 +279,9 @@ class _Widening:
         embedding[:tokens, :hidden] = small
         embedding[tokens:, hidden:].normal_(0, small.std().item(), generator=self.random)
         norm = self._norm("model.norm.weight")
-        tensors = {"model.embed_tokens.weight": embedding, "model.norm.weight": norm}
-        return tensors if large.tied else tensors | {"lm_head.weight": embedding.clone()}
+        tensors = {"model.embed_tokens.weight": embedding, "model.norm.weight": norm, **self.heads}
+        own = not large.tied and not self.heads
+        return tensors | ({"lm_head.weight": embedding.clone()} if own else {})
 
     def _layer(self, index: int, real: int | None) -> Tensors:
         """A layer of the small model, or one that changes nothing if `real` is `None`."""
@@ -312,6 +340,34 @@ class _Widening:
         return torch.zeros(*size, dtype=self.dtype)
 
 
+def _heads(weights: Tensors, small: Shape, large: Shape) -> Tensors:
+    """The eight tensors of Qwen3Guard-Stream for the large model's final state.
+
+    The inner norm has the same epsilon as all others, which was made smaller for the residual
+    stream. So what goes into it is scaled until its mean square has shrunk as much.
+    """
+    random = torch.Generator().manual_seed(1)
+    made = Tensors()
+    for side in ("", "query_"):
+        name = f"{side}risk_level_category_pre.weight"
+        pre = weights[name]
+        inner, hidden = pre.shape
+        ratio = math.sqrt(INNER / inner)
+        scale = ratio * math.sqrt(small.hidden / large.hidden)
+        made[name] = torch.zeros(INNER, large.hidden)
+        made[name][:, hidden:].normal_(0, pre.std().item(), generator=random)
+        made[name][:inner, :hidden] = scale * pre
+        name = f"{side}risk_level_category_layernorm.weight"
+        made[name] = torch.randn(INNER, generator=random) / ratio
+        made[name][:inner] = weights[name] / ratio
+        for name in (f"{side}risk_level_head.weight", f"{side}category_head.weight"):
+            head = weights[name]
+            made[name] = torch.empty(len(head), INNER)
+            made[name].normal_(0, head.std().item(), generator=random)
+            made[name][:, :inner] = head
+    return made
+
+
 def _write_shards(target: Path, shards: Iterator[Tensors], count: int) -> None:
     library: Any = safetensors.torch  # its types are incomplete
     places: dict[str, str] = {}
@@ -330,14 +386,16 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def main() -> None:
-    """Widen the bundled checkpoint."""
-    parser = argparse.ArgumentParser(description="The bundled checkpoint in a real shape.")
+    """Widen a bundled checkpoint."""
+    parser = argparse.ArgumentParser(description="A bundled checkpoint in a real shape.")
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--stream", action="store_true", help="Qwen3Guard-Stream, not Gen")
     options = parser.parse_args()
     dtype: torch.dtype = getattr(torch, options.dtype)
-    widen(BUNDLED, options.folder, SHAPES[options.shape], dtype=dtype)
+    source = BUNDLED_STREAM if options.stream else BUNDLED
+    widen(source, options.folder, SHAPES[options.shape], dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.widen import BUNDLED, Shape, widen
+from benchmarks.widen import BUNDLED, INNER, Shape, widen
 from guardrails_qwen import CheckpointError, Conversation, Verdict
 from guardrails_qwen.engines.transformers import TransformersEngine
+from tests.engines import stream_shaped
+from tests.engines.stream_reference import StreamReference
 
 SHAPE = Shape(
     layers=6, hidden=256, heads=8, kv_heads=4, intermediate=512, vocabulary=9000, tied=True
@@ -134,3 +137,48 @@ def test_a_folder_left_half_written_does_not_load(
         widen(BUNDLED, tmp_path, SHAPE)
     with pytest.raises(CheckpointError, match="lacks"):
         TransformersEngine.from_pretrained(tmp_path)
+
+
+STREAM = stream_shaped.Shape(layers=2, hidden=64, heads=2, kv_heads=1, head_dim=128)
+STREAM_SHAPES = {
+    "more of everything": SHAPE,
+    "four query heads a key head": replace(SHAPE, heads=12, kv_heads=3),
+}
+
+
+@pytest.mark.parametrize("shape", STREAM_SHAPES.values(), ids=list(STREAM_SHAPES))
+def test_heads_at_every_token_say_the_same(tmp_path: Path, shape: Shape) -> None:
+    source = stream_shaped.save(tmp_path / "small", STREAM)
+    widen(source, tmp_path / "large", shape)
+    small, large = StreamReference(source), StreamReference(tmp_path / "large")
+    asked, reply = [("user", "How can I make a bomb?")], "Take some powder, 然后点燃它。 " * 3
+    pairs = [
+        (small.prompt(asked), large.prompt(asked)),
+        *zip(small.reply(asked, reply), large.reply(asked, reply), strict=True),
+    ]
+    for expected, actual in pairs:
+        assert actual.severity == pytest.approx(expected.severity, abs=1e-4)
+        assert actual.category == pytest.approx(expected.category, abs=1e-4)
+    assert len({expected.worst for expected, _ in pairs}) > 1
+    assert len({expected.named for expected, _ in pairs}) > 1
+
+
+def test_a_widened_stream_checkpoint_has_the_published_layout(tmp_path: Path) -> None:
+    source = stream_shaped.save(tmp_path / "small", STREAM)
+    widen(source, tmp_path / "large", SHAPE)
+    large = StreamReference(tmp_path / "large")
+    assert large.config["architectures"] == ["Qwen3ForGuardModel"]
+    assert large.config["guard_inner_size"] == INNER
+    assert large.config["max_position_embeddings"] == 8192
+    index = json.loads((tmp_path / "large" / "model.safetensors.index.json").read_text())
+    heads = {name for name in index["weight_map"] if not name.startswith("model.")}
+    assert heads == {
+        f"{side}{name}.weight"
+        for side in ("", "query_")
+        for name in (
+            "risk_level_category_pre",
+            "risk_level_category_layernorm",
+            "risk_level_head",
+            "category_head",
+        )
+    }
