@@ -102,10 +102,17 @@ class StreamReference:
         block = [self._special[THINK[0]], *self.text(THINK[1]), self._special[THINK[2]]]
         return [*self._turns(turns), *opened, *block], self.text(GAP + reply)
 
+    def ends(self, reply: str) -> list[int]:
+        """Where its tokens end, in characters."""
+        encoded = self._plain.encode(GAP + reply, add_special_tokens=False)
+        return [end - len(GAP) for _, end in encoded.offsets if end > len(GAP)]
+
     def _scaffold(self, reply: str) -> list[int]:
         """The tokens of `GAP` that hold nothing of the reply."""
         encoded = self._plain.encode(GAP + reply, add_special_tokens=False)
-        return [i for i, (_, end) in zip(encoded.ids, encoded.offsets, strict=True) if end <= 2]
+        return [
+            i for i, (_, end) in zip(encoded.ids, encoded.offsets, strict=True) if end <= len(GAP)
+        ]
 
     def _turns(self, turns: Sequence[Turn]) -> list[int]:
         ids = list[int]()
