@@ -29,6 +29,39 @@ _SLOT = "\ue000{index}\ue001"
 _SLOTS = re.compile(r"\ue000(\d+)\ue001")
 
 
+class Scaffold:
+    """A template's own text around and between alternating turns, a user's first.
+
+    The template is run on placeholders, so the boundaries are known instead of searched for.
+    """
+
+    def __init__(self, render: Render) -> None:
+        self.render = render
+        self._of = lru_cache(maxsize=256)(self._found)
+
+    def __call__(self, count: int) -> tuple[str, ...]:
+        """The pieces for so many turns, one more than there are turns.
+
+        Raises:
+            CheckpointError: The template does not render each turn exactly once, in order.
+        """
+        return self._of(count)
+
+    def _found(self, count: int) -> tuple[str, ...]:
+        roles = [(Role.USER, Role.ASSISTANT)[index % 2] for index in range(count)]
+        messages = [
+            {"role": role.value, "content": _SLOT.format(index=index)}
+            for index, role in enumerate(roles)
+        ]
+        parts = _SLOTS.split(self.render(messages))
+        if parts[1::2] != [str(index) for index in range(count)]:
+            raise CheckpointError(
+                f"the chat template does not render each of {count} alternating user and "
+                "assistant messages exactly once, in order: it is not a guard's"
+            )
+        return tuple(parts[::2])
+
+
 class GuardTemplate:
     """A checkpoint's own chat template, rendered so that content stays content.
 
@@ -45,7 +78,7 @@ class GuardTemplate:
     def __init__(self, render: Render) -> None:
         self.render = render
         self._strips = _PADDED not in render([{"role": Role.USER.value, "content": _PADDED}])
-        self.scaffold = lru_cache(maxsize=256)(self._scaffold)
+        self.scaffold = Scaffold(render)
         prompt, response = self.scaffold(1), self.scaffold(2)
         if prompt[0] == response[0] and prompt[-1] == response[-1]:
             raise CheckpointError(
@@ -67,18 +100,3 @@ class GuardTemplate:
     def _content(self, text: str) -> str:
         text = self.defanged(text)
         return text.strip() if self._strips else text
-
-    def _scaffold(self, count: int) -> tuple[str, ...]:
-        """The template's own text around and between `count` alternating turns."""
-        roles = [(Role.USER, Role.ASSISTANT)[index % 2] for index in range(count)]
-        messages = [
-            {"role": role.value, "content": _SLOT.format(index=index)}
-            for index, role in enumerate(roles)
-        ]
-        parts = _SLOTS.split(self.render(messages))
-        if parts[1::2] != [str(index) for index in range(count)]:
-            raise CheckpointError(
-                f"the chat template does not render each of {count} alternating user and "
-                "assistant messages exactly once, in order: it is not a guard's"
-            )
-        return tuple(parts[::2])

@@ -68,24 +68,31 @@ class PromptEncoder:
             "truncation": None,
             "padding": None,
         }
-        self._plain = Tokenizer.from_str(json.dumps(plain))
+        self.plain = Tokenizer.from_str(json.dumps(plain))
+        """The copy that knows no special tokens."""
         longest_first = sorted(self._special, key=len, reverse=True)
-        self._split = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        """Finds special tokens in scaffold."""
         self._heads: dict[str, tuple[tuple[int, ...], str]] = {}
         self._constants: dict[str, list[int]] = {}
 
+    @property
+    def plain(self) -> Tokenizer:
+        """The copy of the tokenizer that knows no special tokens. It is not to be changed."""
+        return self._plain
+
     def text(self, text: str) -> list[int]:
         """Token ids of ordinary text; no special token can be among them."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return self.plain.encode(text, add_special_tokens=False).ids
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has by itself."""
-        encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(encoding) for encoding in encodings]
 
     def token(self, id_: int) -> str:
         """The text of an ordinary token, as servers name it."""
-        return self._plain.decode([id_])
+        return self.plain.decode([id_])
 
     def special(self, token: str) -> int | None:
         """The id of a special token, or None if the tokenizer has none of that name."""
@@ -99,7 +106,7 @@ class PromptEncoder:
             for (_, tail), pieces in zip(heads, batch, strict=True)
         ]
         texts = [part for own in parts for part in own if isinstance(part, str)]
-        encodings = iter(self._plain.encode_batch_fast(texts, add_special_tokens=False))
+        encodings = iter(self.plain.encode_batch_fast(texts, add_special_tokens=False))
         return [
             Prompt(
                 prefix=prefix,
@@ -118,7 +125,7 @@ class PromptEncoder:
         run, content = "", False
         for piece in pieces:
             position = 0
-            for match in self._split.finditer(piece.text) if piece.scaffold else ():
+            for match in self.specials.finditer(piece.text) if piece.scaffold else ():
                 run += piece.text[position : match.start()]
                 parts += [*([run] if content else self._constant(run)), self._special[match[0]]]
                 run, content, position = "", False, match.end()
@@ -136,7 +143,7 @@ class PromptEncoder:
         """The part of a prompt's first piece that content cannot change, as ids; and the rest."""
         if scaffold not in self._heads:
             line = scaffold.rfind("\n") + 1
-            after_special = max((m.end() for m in self._split.finditer(scaffold)), default=0)
+            after_special = max((m.end() for m in self.specials.finditer(scaffold)), default=0)
             cut = line if line > after_special and self._stable(scaffold, line) else after_special
             ids = tuple(self._ids(scaffold[:cut]))
             self._heads[scaffold] = ids, scaffold[cut:]
