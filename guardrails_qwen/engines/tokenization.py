@@ -69,17 +69,12 @@ class PromptEncoder:
             "padding": None,
         }
         self.plain = Tokenizer.from_str(json.dumps(plain))
-        """The copy that knows no special tokens."""
+        """The copy that knows no special tokens. It is not to be changed."""
         longest_first = sorted(self._special, key=len, reverse=True)
         self.specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         """Finds special tokens in scaffold."""
         self._heads: dict[str, tuple[tuple[int, ...], str]] = {}
         self._constants: dict[str, list[int]] = {}
-
-    @property
-    def plain(self) -> Tokenizer:
-        """The copy of the tokenizer that knows no special tokens. It is not to be changed."""
-        return self._plain
 
     def text(self, text: str) -> list[int]:
         """Token ids of ordinary text; no special token can be among them."""
