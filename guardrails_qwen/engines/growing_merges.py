@@ -1,0 +1,109 @@
+"""Which tokens of a piece of text stay as they are while the piece grows."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import islice, takewhile
+from typing import NamedTuple
+
+_TRIED = 512
+_REMEMBERED = 50_000
+
+
+class Merged(NamedTuple):
+    """A token: its id, and its text as the vocabulary spells it."""
+
+    id: int
+    text: str
+
+
+Merging = Callable[[str], list[Merged]]
+
+
+class Merges:
+    """What a byte-pair encoding makes of a piece that is not complete.
+
+    Two facts about byte-pair encoding carry this. If a token of a text ends at q, then the text up
+    to q alone is encoded as the tokens up to q; and a sequence of tokens is an encoding if each two
+    neighbours are that of their own text. So a token of the complete piece that reaches over the
+    end of what is known begins at one of few places: where the rest is the beginning of an entry of
+    the vocabulary, and that entry may stand behind the token in front.
+    """
+
+    def __init__(self, encode: Merging, vocabulary: Iterable[str]) -> None:
+        self.encode = encode
+        self._entries = sorted(vocabulary)
+        self._longest = max(map(len, self._entries))
+        self._follows = lru_cache(maxsize=_REMEMBERED)(self._tried)
+
+    def stable(self, piece: str, ends: Sequence[int], *, grows: bool, before: str) -> int:
+        """How much of `piece` has tokens that it keeps.
+
+        Args:
+            piece: What is known of it, or what is left of it behind tokens that it keeps.
+            ends: Where it may turn out to end.
+            grows: Whether it may also go on.
+            before: The text of the token in front, if there is one in the same piece.
+        """
+        paths = _Paths(piece, self.encode)
+        common = min(ends, default=len(piece))
+        for end in ends:
+            common = paths.shared(common, end)
+        if grows:
+            common = paths.shared(common, len(piece))
+        start = max(0, len(piece) - self._longest + 1)
+        while grows and common and start < len(piece):
+            if self._extends(piece[start:]):
+                token = paths.last(start) if start else before
+                if self._follows(token, piece[start:]):
+                    common = paths.shared(common, start)
+            start += 1
+        return common
+
+    def _extends(self, beginning: str) -> bool:
+        """Whether an entry of the vocabulary begins so and goes on."""
+        after = bisect_right(self._entries, beginning)
+        return after < len(self._entries) and self._entries[after].startswith(beginning)
+
+    def _tried(self, token: str, beginning: str) -> bool:
+        """Whether a longer entry that begins so may stand behind `token`."""
+        after = bisect_right(self._entries, beginning)
+        longer = takewhile(
+            lambda entry: entry.startswith(beginning), islice(self._entries, after, None)
+        )
+        for tried, entry in enumerate(longer):
+            if tried == _TRIED or self._neighbours(token, entry):
+                return True
+        return False
+
+    def _neighbours(self, token: str, entry: str) -> bool:
+        expected = [token, entry] if token else [entry]
+        return [merged.text for merged in self.encode(token + entry)] == expected
+
+
+class _Paths:
+    """Encodings of all beginnings of a piece, as a tree: each hangs on the one less a token."""
+
+    def __init__(self, piece: str, encode: Merging) -> None:
+        self._piece = piece
+        self._encode = encode
+        self._lasts: dict[int, str] = {}
+
+    def last(self, end: int) -> str:
+        """The text of the last token of the piece up to `end`."""
+        if end not in self._lasts:
+            position = 0
+            for merged in self._encode(self._piece[:end]):
+                position += len(merged.text)
+                self._lasts[position] = merged.text
+        return self._lasts[end]
+
+    def shared(self, one: int, other: int) -> int:
+        """How far two beginnings are encoded alike."""
+        while one != other:
+            if one > other:
+                one, other = other, one
+            other -= len(self.last(other))
+        return one
