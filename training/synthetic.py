@@ -40,13 +40,14 @@ _DOUBLED = re.compile(r"^(?:[^aeiou]*|.*(?:begin|admit|commit|forget|transmit))[
 class Grammar:
     """One language's phrases, and random examples made of them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *more: Path) -> None:
         self.lists: dict[str, list[str]] = defaultdict(list)
         self.frames: dict[str, list[str]] = defaultdict(list)
         self.phrases: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         self.replies: dict[str, list[str]] = defaultdict(list)
         self.spaced = path.stem == "en"
-        self._parse(path.read_text(encoding="utf-8").splitlines())
+        for each in (path, *more):
+            self._parse(each.read_text(encoding="utf-8").splitlines())
 
     def _parse(self, lines: Iterable[str]) -> None:
         target, fillers = list[str](), False
