@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from guardrails_qwen.verdict import Category, Scores, Severity, Verdict
 
@@ -48,3 +49,44 @@ class TokenVerdict:
             model=self.model,
             fingerprint=self.fingerprint,
         )
+
+
+class Labels(Protocol):
+    """What the outputs of a model stand for, in their order."""
+
+    @property
+    def severities(self) -> Sequence[Severity]:
+        """All three."""
+        ...
+
+    @property
+    def categories(self) -> Sequence[Category]:
+        """Those that the model knows."""
+        ...
+
+
+def token_verdict(  # noqa: PLR0913
+    labels: Labels,
+    severities: Sequence[float],
+    categories: Sequence[float],
+    *,
+    start: int = 0,
+    end: int = 0,
+    token: int = 0,
+    model: str = "",
+    fingerprint: str = "",
+) -> TokenVerdict:
+    """The verdict that a model's probabilities amount to, given in the order of its labels."""
+    severity_scores = dict(zip(labels.severities, severities, strict=True))
+    category_scores = dict(zip(labels.categories, categories, strict=True))
+    return TokenVerdict(
+        start=start,
+        end=end,
+        token=token,
+        severity=max(severity_scores, key=severity_scores.__getitem__),
+        category=max(category_scores, key=category_scores.__getitem__),
+        severity_scores=severity_scores,
+        category_scores=category_scores,
+        model=model,
+        fingerprint=fingerprint,
+    )

@@ -66,6 +66,12 @@ class Backbone:
         self._norm = self._own(model.norm)
         self.layers = list(self._converted(model.layers))
 
+    @property
+    def bytes_a_token(self) -> int:
+        """What keys and values of one token take, in all layers."""
+        values = 2 * len(self.layers) * self.kv_heads * self.head_dim
+        return values * self.cache_dtype.itemsize
+
     def embedded(self, ids: Tensor) -> Tensor:
         """Tokens [tokens] as the first layer takes them [tokens, width]."""
         return functional.embedding(ids, self.embedding).to(self.dtype)

@@ -23,9 +23,12 @@ from guardrails_qwen.engines.tokenization import Prompt, PromptEncoder
 from guardrails_qwen.errors import CheckpointError
 
 TINY = "tiny"
-"""The name of the bundled checkpoint."""
+"""The name of the bundled checkpoint that judges whole texts."""
+TINY_STREAM = "tiny-stream"
+"""The name of the bundled checkpoint that judges replies while they grow."""
 
-_BUNDLED = Path(str(files("guardrails_qwen"))) / "checkpoints" / "tiny-gen"
+_CHECKPOINTS = Path(str(files("guardrails_qwen"))) / "checkpoints"
+_BUNDLED = {TINY: _CHECKPOINTS / "tiny-gen", TINY_STREAM: _CHECKPOINTS / "tiny-stream"}
 
 
 _Messages = Sequence[Mapping[str, object]]
@@ -146,14 +149,13 @@ def source_of(model: str | Path, *, needed: Sequence[str]) -> str:
     """Where a checkpoint is: a folder that has every file needed, or a name on the model hub.
 
     Args:
-        model: A folder, a name on the hub, or `tiny`.
+        model: A folder, a name on the hub, `tiny` or `tiny-stream`.
         needed: Patterns of files that a folder must have.
 
     Raises:
         CheckpointError: There is no such folder, or it lacks a file.
     """
-    if str(model) == TINY:
-        model = _BUNDLED
+    model = _BUNDLED.get(str(model), model)
     path = Path(model).expanduser()
     if not path.exists():
         if isinstance(model, Path) or str(model).startswith((".", "/", "~")):
@@ -169,8 +171,8 @@ def source_of(model: str | Path, *, needed: Sequence[str]) -> str:
 
 
 def is_bundled(source: str) -> bool:
-    """Whether a source is the bundled checkpoint."""
-    return source == str(_BUNDLED)
+    """Whether a source is a bundled checkpoint."""
+    return Path(source) in _BUNDLED.values()
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class _GuardModel(Qwen3PreTrainedModel):
     config_class = Qwen3Config
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        super().__init__(config)  # pyright: ignore[reportUnknownMemberType]
         self.model = Qwen3Model(config)
         for name, shape in head_shapes(config).items():
             self.add_module(name.removesuffix(".weight"), _Weight(shape))
@@ -107,8 +107,8 @@ def load(
 
 def is_stream(config: Any) -> bool:
     """Whether a config's `architectures` says Qwen3Guard-Stream."""
-    named = config.get("architectures") or []
-    return ARCHITECTURE in ([named] if isinstance(named, str) else list(named))
+    named: object = config.get("architectures")
+    return named == ARCHITECTURE or (isinstance(named, list) and ARCHITECTURE in named)
 
 
 def _require_stream(config: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from guardrails_qwen.conversation import Conversation, Role
+from guardrails_qwen.conversation import Role
 from guardrails_qwen.dialects.template import Piece, Scaffold
-from guardrails_qwen.dialects.turns import Turn, turns
+from guardrails_qwen.dialects.turns import Turn
 from guardrails_qwen.engines.incremental import TextEncoder
 from guardrails_qwen.engines.prompting import Tokenizer
 from guardrails_qwen.engines.tokenization import PromptEncoder
@@ -74,11 +74,8 @@ class StreamPrompting:
         prompting._require_same(tokenizer)
         return prompting
 
-    def opened(self, conversation: Conversation | None) -> StreamPrompt:
-        """What stands in front of the reply to a conversation; None: to a prompt of no text."""
-        return self._opened(turns(conversation) if conversation else [(Role.USER, "")])
-
-    def _opened(self, said: Sequence[Turn]) -> StreamPrompt:
+    def opened(self, said: Sequence[Turn]) -> StreamPrompt:
+        """What stands in front of the reply to alternating turns, of which the last is a user's."""
         first, *after = self.scaffold(len(said) + 1)
         pieces = [Piece(text=first, scaffold=True)]
         for (_, text), behind in zip(said, after, strict=False):
@@ -112,7 +109,7 @@ class StreamPrompting:
             reply = "First, let's see: 谢谢 1.\n\nOk"
             messages = [{"role": role.value, "content": text} for role, text in given]
             messages.append({"role": Role.ASSISTANT.value, "content": reply})
-            prompt = self._opened(given)
+            prompt = self.opened(given)
             growing = self.texts.growing(prompt.head)
             ours = [*prompt.ids, *(t.id for t in [*growing.feed(reply), *growing.finish()])]
             rendered = self.scaffold.render(messages)

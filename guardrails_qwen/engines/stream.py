@@ -1,0 +1,280 @@
+"""Qwen3Guard-Stream on this machine: replies judged token by token while they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from guardrails_qwen.conversation import Conversation
+from guardrails_qwen.engines.base import Outcome
+from guardrails_qwen.engines.batching import Batcher, Batching
+from guardrails_qwen.engines.closing import Closing
+from guardrails_qwen.engines.session_limits import AtLimit, Ledger, Sessions
+from guardrails_qwen.errors import EngineClosed, GuardError
+from guardrails_qwen.verdict import Verdict
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+    from guardrails_qwen.engines.backbone import Backbone
+    from guardrails_qwen.engines.stream_checkpoint import StreamCheckpoint
+    from guardrails_qwen.engines.stream_passes import Passing, Read
+    from guardrails_qwen.engines.stream_requests import Whole
+    from guardrails_qwen.engines.stream_session import StreamSession
+
+logger = logging.getLogger("guardrails_qwen")
+
+_INLINE = 2_000
+"""Characters that are prepared on the event loop itself, in a few milliseconds."""
+_OVERHEAD = 100
+"""Characters that preparing a message costs besides its own."""
+
+
+class StreamOptions(TypedDict, total=False):
+    """Options of `StreamEngine.from_pretrained`."""
+
+    device: str
+    dtype: str | torch.dtype
+    revision: str | None
+    local_files_only: bool
+    row_tokens: int | None
+    batching: Batching
+    sessions: Sessions
+
+
+class StreamEngine(Closing):
+    """Runs a Qwen3Guard-Stream checkpoint here, on a GPU or the CPU, without code from it.
+
+    `open` gives a session, which is fed a reply piece by piece and tells at every token what the
+    model thinks: a token costs the same wherever it stands, and sessions share forward passes. As
+    an `Engine` it judges prompts by the model's own verdict on them, and replies by all of their
+    tokens; see `reply_verdict`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: StreamCheckpoint,
+        *,
+        row_tokens: int | None = None,
+        batching: Batching = Batching(),
+        sessions: Sessions = Sessions(),
+    ) -> None:
+        from guardrails_qwen.engines.stream_passes import StreamPasses
+        from guardrails_qwen.engines.stream_reply import require_room
+        from guardrails_qwen.engines.stream_requests import Model
+        from guardrails_qwen.engines.stream_session import SessionParts
+
+        if row_tokens is not None and row_tokens < 1:
+            raise ValueError(f"row_tokens is {row_tokens}: use at least 1, or None for the default")
+        require_room(checkpoint.context)
+        self.name = checkpoint.name
+        self.fingerprint = _fingerprint(checkpoint, sessions.at_limit)
+        self.demonstration = checkpoint.demonstration
+        self._backbone: Backbone | None = checkpoint.backbone
+        on_cpu = checkpoint.backbone.device.type == "cpu"
+        row_tokens = row_tokens or (256 if on_cpu else 2048)
+        batcher: Batcher[Passing, Read] = Batcher(
+            StreamPasses(checkpoint.backbone),
+            size=lambda passing: len(passing.ids),
+            budget=row_tokens,
+            settings=batching,
+            name=checkpoint.name,
+        )
+        model = Model(
+            name=self.name,
+            fingerprint=self.fingerprint,
+            prompting=checkpoint.prompting,
+            query=checkpoint.query,
+            response=checkpoint.response,
+            context=checkpoint.context,
+            at_limit=sessions.at_limit,
+            row_tokens=row_tokens,
+        )
+        self._parts = SessionParts(
+            model=model,
+            batcher=batcher,
+            ledger=Ledger(sessions),
+            bytes_a_token=checkpoint.backbone.bytes_a_token,
+        )
+
+    @classmethod
+    def from_pretrained(  # noqa: PLR0913
+        cls,
+        model: str | Path = "tiny-stream",
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        local_files_only: bool = False,
+        row_tokens: int | None = None,
+        batching: Batching = Batching(),
+        sessions: Sessions = Sessions(),
+    ) -> Self:
+        """Load a checkpoint as it was published; code that comes with it is never run.
+
+        Args:
+            model: A name on the model hub (`Qwen/Qwen3Guard-Stream-0.6B`), a folder, or
+                `tiny-stream`: the bundled demonstration.
+            device: A torch device; auto is CUDA, then MPS, then the CPU.
+            dtype: A torch dtype or its name, or `int8` for a CPU; auto is bfloat16 on CUDA and on a
+                CPU with instructions for it, else float32.
+            revision: Branch, tag or commit on the hub.
+            local_files_only: Never ask the hub.
+            row_tokens: How many tokens run at once, by default 256 on a CPU and 2,048 elsewhere.
+            batching: How concurrent callers share forward passes.
+            sessions: How many may be open, what they may take, and what happens to a reply that is
+                longer than the model's context.
+
+        Raises:
+            CheckpointError: It lacks a file or a tensor, has one too many, or is of another kind.
+            ImportError: torch and transformers are not installed: `pip install
+                'guardrails-qwen[local]'`.
+        """
+        try:
+            from guardrails_qwen.engines.loading import device_of
+            from guardrails_qwen.engines.stream_checkpoint import load
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
+            ) from error
+        with ThreadPoolExecutor(1) as loader:  # its OpenMP threads go with it
+            checkpoint = loader.submit(
+                load,
+                model,
+                device=device_of(device),
+                dtype=dtype,
+                revision=revision,
+                local_files_only=local_files_only,
+            ).result()
+        if checkpoint.demonstration:
+            logger.warning(
+                "%s is a demonstration and protects nobody; for real use load "
+                "Qwen/Qwen3Guard-Stream-0.6B or larger",
+                checkpoint.name,
+            )
+        return cls(checkpoint, row_tokens=row_tokens, batching=batching, sessions=sessions)
+
+    def __repr__(self) -> str:
+        kind = ", a demonstration, not protection" if self.demonstration else ""
+        if self._backbone is None:
+            return f"StreamEngine({self.name!r}, closed{kind})"
+        where = f"{self._backbone.device}, {self._backbone.precision.value}"
+        return f"StreamEngine({self.name!r}, {where}{kind})"
+
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions are open."""
+        return self._parts.ledger.sessions
+
+    @property
+    def session_memory(self) -> int:
+        """Bytes that keys and values of open sessions take."""
+        return self._parts.ledger.memory
+
+    def open(self, conversation: Conversation | None) -> StreamSession:
+        """A session for the reply to a conversation.
+
+        Args:
+            conversation: What was said before the reply, the prompt last; None where that is not
+                known.
+
+        Raises:
+            EngineOverloaded: Too many sessions are open, no memory is left, or too many wait.
+            TextTooLong: The conversation leaves no room for a reply.
+            ConversationError: It ends with the assistant, or holds what a text model cannot judge.
+            EngineClosed: After `close()`.
+            GuardError: The conversation could not be judged.
+        """
+        from guardrails_qwen.engines.stream_session import Opening
+
+        opening = Opening.of(self._parts, conversation)
+        with opening.unless_it_fails():
+            return opening.opened(self._parts.batcher.judge(opening.passings, conversations=1))
+
+    async def aopen(self, conversation: Conversation | None) -> StreamSession:
+        """`open`, without blocking the event loop."""
+        from guardrails_qwen.engines.stream_session import Opening
+
+        if _short([conversation]):
+            opening = Opening.of(self._parts, conversation)
+        else:
+            opening = await asyncio.to_thread(Opening.of, self._parts, conversation)
+        with opening.unless_it_fails():
+            answers = await self._parts.batcher.ajudge(opening.passings, conversations=1)
+            return opening.opened(answers)
+
+    def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+        """Judge a batch of prompts and replies; blocks until done.
+
+        A text that is longer than the model's context becomes `TextTooLong` in its own place; so
+        does a reply only if the sessions are to refuse that.
+
+        Raises:
+            EngineClosed: After `close()`.
+            EngineOverloaded: Too many wait already.
+        """
+        started = time.perf_counter()
+        asked = self._asked(conversations)
+        answers = self._parts.batcher.judge(_passings(asked), conversations=len(asked))
+        return self._outcomes(asked, answers, started)
+
+    async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+        """As `judge`, without blocking the event loop. A cancelled call frees its place."""
+        started = time.perf_counter()
+        if _short(conversations):
+            asked = self._asked(conversations)
+        else:
+            asked = await asyncio.to_thread(self._asked, conversations)
+        answers = await self._parts.batcher.ajudge(_passings(asked), conversations=len(asked))
+        return self._outcomes(asked, answers, started)
+
+    def close(self) -> None:
+        """Answer those who wait, then let the model go. Later calls raise `EngineClosed`."""
+        self._parts.batcher.close()
+        self._backbone = None
+
+    def _asked(self, conversations: Sequence[Conversation]) -> list[Whole | GuardError]:
+        if self._backbone is None:
+            raise EngineClosed("the engine is closed")
+        return [self._parts.model.whole(conversation) for conversation in conversations]
+
+    def _outcomes(
+        self,
+        asked: Sequence[Whole | GuardError],
+        answers: Sequence[Read | GuardError],
+        started: float,
+    ) -> list[Outcome]:
+        each, seconds = iter(answers), time.perf_counter() - started
+        outcomes = list[Outcome]()
+        for whole in asked:
+            if isinstance(whole, GuardError):
+                outcomes.append(whole)
+                continue
+            outcome = self._parts.model.outcome(whole, [next(each) for _ in whole.passings])
+            timed = replace(outcome, seconds=seconds) if isinstance(outcome, Verdict) else outcome
+            outcomes.append(timed)
+        return outcomes
+
+
+def _passings(asked: Sequence[Whole | GuardError]) -> list[Passing]:
+    return [one for whole in asked if not isinstance(whole, GuardError) for one in whole.passings]
+
+
+def _short(conversations: Sequence[Conversation | None]) -> bool:
+    """Whether preparing them takes so little that the event loop can bear it."""
+    messages = [message for one in conversations if one for message in one.messages]
+    return sum(_OVERHEAD + len(message.judged_text) for message in messages) <= _INLINE
+
+
+def _fingerprint(checkpoint: StreamCheckpoint, at_limit: AtLimit) -> str:
+    """The model and what becomes of long replies: both make a verdict what it is."""
+    described = f"{checkpoint.fingerprint} {at_limit.value}"
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
