@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -22,6 +31,7 @@ from guardrails_qwen.errors import (
 from guardrails_qwen.policy import Policy
 from guardrails_qwen.redaction import redacted, suspects
 from guardrails_qwen.rules import Action, Stage
+from guardrails_qwen.streaming.settings import Streaming
 from guardrails_qwen.verdict import Span, Verdict
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
     from guardrails_qwen.engines.openai_compatible import RemoteOptions
     from guardrails_qwen.engines.transformers import LoadOptions
+    from guardrails_qwen.streaming.guarded import GuardedStream
 
 logger = logging.getLogger("guardrails_qwen")
 
@@ -203,6 +214,70 @@ class Guard:
     async def aenforce(self, value: ConversationLike, *, stage: Stage | None = None) -> str:
         """`enforce`, without blocking the event loop."""
         return passed_on(await self.acheck(value, stage=stage))
+
+    def stream(
+        self,
+        prompt: ConversationLike | None = None,
+        *,
+        stage: Stage = Stage.OUTPUT,
+        settings: Streaming = Streaming(),
+    ) -> GuardedStream:
+        """A reply that is moderated while it is written; nothing is run before its first text.
+
+        An engine that knows sessions judges every token once; any other judges the reply so far
+        again and again, at the ends of sentences.
+
+        Args:
+            prompt: What the reply answers; None where that is not known. It is not decided about.
+            stage: Whose rules hold.
+            settings: How much is kept back, and when a token counts.
+
+        Raises:
+            ConversationError: The prompt is no conversation, or ends with a reply.
+        """
+        from guardrails_qwen.streaming.guarded import guarded_stream
+
+        return guarded_stream(self, prompt, stage=stage, settings=settings)
+
+    def answer(
+        self,
+        prompt: ConversationLike,
+        call: Callable[[str], Iterable[str]],
+        *,
+        beside: bool = False,
+        settings: Streaming = Streaming(),
+    ) -> Iterator[str]:
+        """Judge a prompt, call a language model, and yield of its reply what may be read.
+
+        Args:
+            prompt: What the user sends; its last message is judged.
+            call: Calls the model with the text of that message, or with what may pass of it; what
+                it returns is closed at the end. A prompt that is dropped has no reply.
+            beside: Call at once, and judge the prompt meanwhile: nothing is yielded before the
+                verdict, a bad prompt ends the call, and one that passes changed makes a new one.
+            settings: How the reply is moderated.
+
+        Raises:
+            ConversationError: The prompt is no conversation, or ends with a reply.
+            GuardViolation: The prompt is blocked, or the reply is and there is no closing text.
+            GuardError: Something could not be judged, and the policy says to raise.
+        """
+        from guardrails_qwen.streaming import answering
+
+        return answering.answer(self, prompt, call, early=beside, settings=settings)
+
+    def aanswer(
+        self,
+        prompt: ConversationLike,
+        call: Callable[[str], AsyncIterable[str]],
+        *,
+        beside: bool = False,
+        settings: Streaming = Streaming(),
+    ) -> AsyncGenerator[str, None]:
+        """`answer`, without blocking the event loop. A hanging call ends at once as well."""
+        from guardrails_qwen.streaming import answering
+
+        return answering.aanswer(self, prompt, call, early=beside, settings=settings)
 
     def _judge(self, conversations: Sequence[Conversation]) -> Sequence[Outcome]:
         try:

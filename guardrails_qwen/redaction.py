@@ -32,7 +32,7 @@ def redacted(text: str, offending: Sequence[Span], marker: str) -> tuple[str, tu
     kept, position = list[str](), 0
     for span in spans:
         labels = [category.label for category in Category if category in span.categories]
-        kept += [text[position : span.start], _filled(marker, labels)]
+        kept += [text[position : span.start], filled(marker, labels)]
         position = span.end
     return "".join([*kept, text[position:]]), tuple(spans)
 
@@ -50,5 +50,6 @@ def _merged(text: str, spans: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def _filled(marker: str, labels: list[str]) -> str:
+def filled(marker: str, labels: Sequence[str]) -> str:
+    """The marker with the names of the categories, or with "unsafe" where there are none."""
     return marker.replace("{category}", ", ".join(labels) or "unsafe")

@@ -1,0 +1,101 @@
+"""Judging a prompt while the language model answers it already.
+
+Nothing is shown before the verdict. Where that is faster than the model's first token, judging the
+prompt adds nothing to the time until the reader sees something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+from guardrails_qwen.streaming.sources import aclose_source, close_source
+
+T = TypeVar("T")
+
+_AHEAD = 256
+"""Chunks that may wait for their reader."""
+
+
+async def abeside(judging: Awaitable[object], chunks: AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    """The chunks of a source that runs at once, none of them before `judging` is done.
+
+    Where judging raises, its error is raised, at once: the source is cancelled, even while it hangs
+    before its first chunk, and closed. A source that fails first does not decide: judging does, and
+    only then the source's error is raised. However it ends, cancelled and abandoned included, both
+    have ended then. The source runs in one task of its own from its first step to its closing, and
+    at most 256 chunks ahead of its reader. Nothing begins before the first chunk is asked for.
+    """
+    arrived: asyncio.Queue[T | _End] = asyncio.Queue()
+    room = asyncio.Semaphore(_AHEAD)
+    verdict = asyncio.ensure_future(judging)
+    pulling = asyncio.create_task(_pull(chunks, arrived, room))
+    pulling.add_done_callback(lambda _: arrived.put_nowait(_END))
+    try:
+        await verdict
+        while not isinstance(chunk := await arrived.get(), _End):
+            room.release()
+            yield chunk
+        await pulling  # raises what the source raised
+    finally:
+        verdict.cancel()
+        pulling.cancel()
+        await asyncio.gather(verdict, pulling, return_exceptions=True)
+
+
+def beside(judge: Callable[[], object], chunks: Iterable[T]) -> Iterator[T]:
+    """The chunks of a source that runs at once, none of them before `judge` has returned.
+
+    The judge runs on a thread, in a copy of the caller's context; the source on the caller's, which
+    nothing can interrupt. So where the judge raises, the source is closed and the error raised at
+    the next chunk at the latest, and so long the first chunk waits for the next one as well where
+    the verdict comes between them: use `abeside` where that matters. What comes before the verdict
+    is kept, however much it is. A source that fails first does not decide. However it ends, the
+    judge has returned then.
+    """
+    with ThreadPoolExecutor(1, "guardrails-beside") as pool:
+        verdict = pool.submit(copy_context().run, judge)
+        source = iter(chunks)
+        try:
+            yield from _behind(verdict, source)
+        finally:
+            close_source(source, chunks)
+
+
+class _End:
+    """Nothing more arrives."""
+
+
+_END = _End()
+
+
+async def _pull(
+    chunks: AsyncIterable[T], arrived: asyncio.Queue[T | _End], room: asyncio.Semaphore
+) -> None:
+    source = aiter(chunks)
+    try:
+        await room.acquire()
+        async for chunk in source:
+            arrived.put_nowait(chunk)
+            await room.acquire()
+    finally:
+        await aclose_source(source, chunks)
+
+
+def _behind(verdict: Future[object], source: Iterator[T]) -> Iterator[T]:
+    waiting, failed = list[T](), None
+    try:
+        for chunk in source:
+            waiting.append(chunk)
+            if verdict.done():
+                break
+    except Exception as error:  # noqa: BLE001  raised below, unless judging has an error of its own
+        failed = error
+    verdict.result()
+    yield from waiting
+    if failed:
+        raise failed
+    yield from source
