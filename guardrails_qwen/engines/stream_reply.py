@@ -63,8 +63,8 @@ class Reply:
         """Certain, but not run yet."""
         self._anchor: int | None = 0
         """The first token of the reply in the cache."""
-        self._judged = 0
-        """Characters."""
+        self._skipped = 0
+        """Characters whose tokens came out otherwise before, and were judged."""
 
     def feed(self, text: str) -> list[Run]:
         """Append to the reply."""
@@ -82,8 +82,9 @@ class Reply:
         tokens = self._growing.feed(self._text)
         pairs = zip(tokens, self._tokens, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0].id == pair[1].id, pairs))
+        if common < len(self._tokens):
+            self._skipped = min(self._tokens[-1].end, characters)
         self._tokens, self._waiting = tokens[:common], tokens[common:]
-        self._judged = min(self._judged, characters)
 
     def fork(self) -> Reply:
         """An independent one that goes on from here."""
@@ -112,11 +113,10 @@ class Reply:
             yield Run(
                 past=len(self._prompt.ids) + begin,
                 ids=tuple(token.id for token in [*again, *part]),
-                scored=tuple(token for token in part if token.end > self._judged),
+                scored=tuple(token for token in part if token.end > self._skipped),
             )
             self._anchor = anchor
             self._tokens += part
-            self._judged = max(self._judged, part[-1].end)
             done += len(part)
 
     def _anchored(self, count: int) -> int:
