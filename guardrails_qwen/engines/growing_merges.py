@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -38,28 +38,42 @@ class Merges:
         self._longest = max(map(len, self._entries))
         self._follows = lru_cache(maxsize=_REMEMBERED)(self._tried)
 
-    def stable(self, piece: str, ends: Sequence[int], *, grows: bool, before: str) -> int:
+    def stable(
+        self, piece: str, ends: Sequence[int], *, following: Sequence[str], before: str
+    ) -> int:
         """How much of `piece` has tokens that it keeps.
 
         Args:
             piece: What is known of it, or what is left of it behind tokens that it keeps.
             ends: Where it may turn out to end.
-            grows: Whether it may also go on.
+            following: All that it may go on with otherwise: "" for anything.
             before: The text of the token in front, if there is one in the same piece.
         """
         paths = _Paths(piece, self.encode)
-        common = min(ends, default=len(piece))
-        for end in ends:
-            common = paths.shared(common, end)
-        if grows:
-            common = paths.shared(common, len(piece))
-        start = max(0, len(piece) - self._longest + 1)
-        while grows and common and start < len(piece):
+        common = reduce(paths.shared, ends) if ends else None
+        least = -1
+        for more in following:
+            longer = self._growing(piece + more, len(piece), before)
+            common = longer if common is None else paths.shared(common, longer)
+            if least < 0 < common:  # what stays whatever follows is a short cut
+                least = paths.shared(common, self._growing(piece, len(piece), before))
+            if common <= least:
+                break
+        return common or 0
+
+    def _growing(self, piece: str, limit: int, before: str) -> int:
+        """How much of the first `limit` characters keeps its tokens as the piece goes on."""
+        paths = _Paths(piece, self.encode)
+        common = len(piece)
+        for start in range(max(0, len(piece) - self._longest + 1), len(piece)):
             if self._extends(piece[start:]):
                 token = paths.last(start) if start else before
                 if self._follows(token, piece[start:]):
                     common = paths.shared(common, start)
-            start += 1
+            if not common:
+                break
+        while common > limit:
+            common -= len(paths.last(common))
         return common
 
     def _extends(self, beginning: str) -> bool:

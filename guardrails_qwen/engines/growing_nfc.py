@@ -19,7 +19,7 @@ _SYLLABLES, _FINALS = range(0xAC00, 0xD7A4), 28
 def settled_length(text: str, seen: int = 0) -> int:
     """How many characters have the form that they keep, whatever follows.
 
-    The rest of `text` is one segment, or nothing.
+    The rest of `text` is one segment, or the marks at the end of one, or nothing.
 
     Args:
         text: It begins with a segment.
@@ -30,8 +30,7 @@ def settled_length(text: str, seen: int = 0) -> int:
         last -= 1
     if last == seen:
         return 0
-    alone = last == len(text) and not _composes(text[last - 1])
-    return last if alone else last - 1
+    return last - 1 if _composes(text[last - 1]) else last
 
 
 def segments(text: str) -> list[str]:
@@ -41,13 +40,26 @@ def segments(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
+def beginnings(segment: str) -> tuple[str, ...]:
+    """What the normalized form of a segment may begin with, whatever joins it; () if unknown."""
+    composed = unicodedata.normalize("NFC", segment)
+    base, first = unicodedata.normalize("NFD", segment[0])[0], composed[0]
+    if _joins(first) or base in _LEADING_JAMO and ord(first) not in _SYLLABLES:
+        return ()
+    if ord(first) in _SYLLABLES:
+        return tuple(chr(code) for code in range(ord(first), ord(first) + _FINALS))
+    forms = (unicodedata.normalize("NFC", composed + marks)[0] for marks in _marks(base))
+    return tuple(dict.fromkeys((first, *forms)))
+
+
+@lru_cache(maxsize=4096)
 def _joins(character: str) -> bool:
     """Whether it may compose, or change places, with what is before it."""
     if character.isascii():
         return False
     first = unicodedata.normalize("NFD", character)[0]
     unknown = unicodedata.category(character) == "Cn"  # the tokenizer's Unicode may be newer
-    return unknown or unicodedata.combining(first) != 0 or first in _pairs()[1]
+    return unknown or unicodedata.combining(first) != 0 or first in _seconds()
 
 
 @lru_cache(maxsize=4096)
@@ -55,19 +67,28 @@ def _composes(character: str) -> bool:
     """Whether some mark or jamo behind it changes it."""
     if ord(character) in _SYLLABLES:
         return (ord(character) - _SYLLABLES.start) % _FINALS == 0
-    base = unicodedata.normalize("NFD", character)[0]
-    return len(unicodedata.normalize("NFD", character)) > 1 or base in _pairs()[0]
+    base, *marks = unicodedata.normalize("NFD", character)
+    return bool(marks) or base in _LEADING_JAMO or base in _composed()
+
+
+def _marks(base: str) -> tuple[str, ...]:
+    """All that a character composes with: single marks and several in a row."""
+    return _composed().get(base, ())
 
 
 @lru_cache(maxsize=1)
-def _pairs() -> tuple[frozenset[str], frozenset[str]]:
-    """Characters that are the first and the second half of a composed one."""
-    composed = [chr(code) for block in _COMPOSED for code in block]
-    halves = [
-        unicodedata.normalize("NFD", character)
-        for character in composed
-        if unicodedata.is_normalized("NFC", character)
-    ]
-    pairs = [half for half in halves if len(half) > 1]
-    seconds = {c for pair in pairs for c in pair[1:]} | _VOWEL_AND_FINAL_JAMO
-    return frozenset({pair[0] for pair in pairs} | _LEADING_JAMO), frozenset(seconds)
+def _seconds() -> frozenset[str]:
+    """What composes with something in front of it."""
+    marks = {mark for follows in _composed().values() for marks in follows for mark in marks}
+    return frozenset(marks) | _VOWEL_AND_FINAL_JAMO
+
+
+@lru_cache(maxsize=1)
+def _composed() -> dict[str, tuple[str, ...]]:
+    """Characters, each with what turns it into another one. Hangul is not among them."""
+    found: dict[str, list[str]] = {}
+    for character in (chr(code) for block in _COMPOSED for code in block):
+        base, *marks = unicodedata.normalize("NFD", character)
+        if marks and unicodedata.is_normalized("NFC", character):
+            found.setdefault(base, []).append("".join(marks))
+    return {base: tuple(marks) for base, marks in found.items()}

@@ -9,9 +9,9 @@ OPEN = -1
 """An end that is not known yet: the piece goes on behind the text."""
 
 _CONTEXTS = (
-    "a{0}a A{0}A 1{0}1 11{0}11 .{0}. 中{0}中 '{0}' {0} a.{0} 1.{0}",
+    "a{0}a A{0}A 1{0}1 11{0}11 .{0}. 中{0}中 {0} a.{0} 1.{0} a{0}s a{0}ll",
     "\n{0}\n a\n{0}a  {0}a  {0}1  {0}. \u0301{0}\u0301 👍{0}👍 {0}{0}{0} a{0}{0}a 1{0}{0}1 ",
-    "aA{0} Aa{0} {0}aA {0}Aa .{0}{0}. \n {0} \n \r{0}\r\n \t{0}\t ' '{0}a 't{0}\n{0}",
+    "aA{0} Aa{0} {0}aA {0}Aa .{0}{0}. \n {0} \n \r{0}\r\n \t{0}\t {0}",
 )
 _FOLLOWING = (
     *("", "a", "A", "é", "ǅ", "ʰ", "中", "あ", "ア", "한", "ก", "ا", "अ", "ſ", "1", "٣", "²", "Ⅷ"),
@@ -101,8 +101,8 @@ class _Alike(dict[int, str]):
         super().__init__()
         self._cut = cutter
         self._stands: dict[tuple[tuple[int, ...], ...], str] = {}
-        for character in "a1 .\n'’":
-            self[ord(character)] = character
+        for apostrophe in "'’":
+            self[ord(apostrophe)] = apostrophe
 
     def __missing__(self, code: int) -> str:
         character = chr(code)

@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 
 from guardrails_qwen.engines.growing_merges import Merged, Merges
-from guardrails_qwen.engines.growing_nfc import segments, settled_length
+from guardrails_qwen.engines.growing_nfc import beginnings, segments, settled_length
 from guardrails_qwen.engines.growing_splits import OPEN, Splits
 from guardrails_qwen.errors import CheckpointError, ConversationError
 
@@ -30,6 +30,7 @@ _OPTIONS = (
     "ignore_merges",
 )
 _PATIENT = 512
+_SEGMENT = 8
 _UNFORESEEN = "the pre-tokenizer moved a cut that was taken for certain"
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _SPELLING = {
@@ -227,7 +228,7 @@ class GrowingText:
         stable = merges.stable(
             piece,
             [len(self._text[:end].encode()) - self._skip for end in known],
-            grows=len(known) < len(ends),
+            following=self._following() if len(known) < len(ends) else (),
             before=self._before,
         )
         return self._part(merges.encode(piece[:stable])) if stable else []
@@ -267,6 +268,12 @@ class GrowingText:
 
     def _drop(self, characters: int) -> None:
         self._text, self._origin = self._text[characters:], self._origin[characters:]
+
+    def _following(self) -> list[str]:
+        """What the text may go on with, as far as it is known."""
+        unsettled = self._unsettled
+        forms = beginnings(unsettled) if 0 < len(unsettled) <= _SEGMENT else ()
+        return [_spelled(form) for form in forms] or [""]
 
     def _peek(self) -> str:
         """What comes next, as far as it is known: enough to see where pieces end."""
