@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guardrails_qwen.engines.llama_guard import LlamaGuardEngine, LlamaGuardOptions
+from guardrails_qwen.engines.session_limits import Sessions
+from guardrails_qwen.engines.stream import StreamEngine, StreamOptions
+from guardrails_qwen.engines.transformers import LoadOptions, TransformersEngine
 from guardrails_qwen.errors import CheckpointError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from guardrails_qwen.engines.llama_guard import LlamaGuardEngine
     from guardrails_qwen.engines.openai_compatible import (
         OpenAICompatibleEngine,
         RemoteOptions,
     )
     from guardrails_qwen.engines.openai_moderation import OpenAIModerationEngine
-    from guardrails_qwen.engines.transformers import LoadOptions, TransformersEngine
 
 
 class Family(str, Enum):
-    """The families that run here, named as their dialects are."""
+    """The families that run here."""
 
     QWEN3GUARD = "qwen3guard"
+    """Qwen3Guard-Gen, which judges whole texts."""
+    QWEN3GUARD_STREAM = "qwen3guard_stream"
+    """Qwen3Guard-Stream, which judges every token of a reply."""
     LLAMA_GUARD = "llama_guard"
+
+
+class LocalOptions(LoadOptions, total=False):
+    """Options of `from_pretrained`. Each engine takes those that it has, and refuses others."""
+
+    sessions: Sessions
 
 
 MODERATION = ("omni-moderation", "text-moderation")
@@ -39,37 +50,52 @@ _FAMILIES = {
 }
 """By model type. Its engine then looks at the chat template, and refuses what is no guard's."""
 
+_STREAM = "Qwen3ForGuardModel"
+"""What the config of a Qwen3Guard-Stream checkpoint says it is."""
+
 
 def from_pretrained(
-    model: str | Path = "tiny", **options: Unpack[LoadOptions]
-) -> TransformersEngine | LlamaGuardEngine:
+    model: str | Path = "tiny", **options: Unpack[LocalOptions]
+) -> TransformersEngine | StreamEngine | LlamaGuardEngine:
     """The local engine for a checkpoint, by its config.json.
 
     Args:
-        model: A name on the model hub, a folder, or `tiny`.
-        options: Those of `TransformersEngine.from_pretrained`. `LlamaGuardEngine` has no
-            `row_tokens`, `calibration` and `warm_up`.
+        model: A name on the model hub, a folder, `tiny` or `tiny-stream`.
+        options: Those of `TransformersEngine.from_pretrained`, and `sessions` for a
+            `StreamEngine`. This has no `calibration`, `windows` and `warm_up`; `LlamaGuardEngine`
+            no `calibration`, `row_tokens` and `warm_up`.
 
     Raises:
         CheckpointError: There is no such checkpoint, no engine for it, or it cannot be loaded.
         ValueError: An option is not one of its engine's.
         ImportError: torch and transformers are not installed.
     """
-    from guardrails_qwen.engines.llama_guard import LlamaGuardEngine, LlamaGuardOptions
-    from guardrails_qwen.engines.transformers import TransformersEngine
-
     family = family_of(
         model,
         revision=options.get("revision"),
         local_files_only=options.get("local_files_only", False),
     )
-    if family is Family.QWEN3GUARD:
-        return TransformersEngine.from_pretrained(model, **options)
-    given: dict[str, Any] = {name: value for name, value in options.items() if value}
-    others = sorted(set(given) - set(LlamaGuardOptions.__annotations__))
+    if family is Family.QWEN3GUARD_STREAM:
+        known = _known("Qwen3Guard-Stream", StreamOptions.__annotations__, options)
+        return StreamEngine.from_pretrained(model, **known)
+    if family is Family.LLAMA_GUARD:
+        known = _known("Llama Guard", LlamaGuardOptions.__annotations__, options)
+        return LlamaGuardEngine.from_pretrained(model, **known)
+    known = _known("Qwen3Guard-Gen", LoadOptions.__annotations__, options)
+    return TransformersEngine.from_pretrained(model, **known)
+
+
+def _known(family: str, names: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that an engine has; of the others it may be handed what means nothing.
+
+    Raises:
+        ValueError: Another one is set.
+    """
+    known = set(names)
+    others = sorted(name for name, value in options.items() if value and name not in known)
     if others:
-        raise ValueError(f"Llama Guard's engine has no option {', '.join(others)}: leave it out")
-    return LlamaGuardEngine.from_pretrained(model, **given)
+        raise ValueError(f"{family}'s engine has no option {', '.join(others)}: leave it out")
+    return {name: value for name, value in options.items() if name in known}
 
 
 def from_url(
@@ -122,13 +148,20 @@ def family_of(
         ) from error
     with readable_errors(model):
         source = source_of(model, needed=("config.json",))
-        kind = str(_config(source, revision, local_files_only).get("model_type"))
+        config = _config(source, revision, local_files_only)
+    kind = str(config.get("model_type"))
     if kind not in _FAMILIES:
         raise CheckpointError(
-            f"this is a {kind} checkpoint: what runs here is Qwen3Guard-Gen (qwen3) and Llama "
-            "Guard 3 and 4 (llama, llama4)"
+            f"this is a {kind} checkpoint: what runs here is Qwen3Guard-Gen and -Stream (qwen3) "
+            "and Llama Guard 3 and 4 (llama, llama4)"
         )
-    return _FAMILIES[kind]
+    return Family.QWEN3GUARD_STREAM if is_stream(config) else _FAMILIES[kind]
+
+
+def is_stream(config: Mapping[str, Any]) -> bool:
+    """Whether a config's `architectures` says Qwen3Guard-Stream."""
+    named: object = config.get("architectures")
+    return named == _STREAM or (isinstance(named, list) and _STREAM in named)
 
 
 def _config(source: str, revision: str | None, local_files_only: bool) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from transformers import (
 
 from guardrails_qwen.engines.backbone import unsupported
 from guardrails_qwen.engines.decoder import Decoder
+from guardrails_qwen.engines.families import is_stream
 from guardrails_qwen.engines.matmul import Precision
 from guardrails_qwen.engines.prompting import (
     Prompting,
@@ -101,13 +102,14 @@ def _require_room(prompting: Prompting, context: int) -> None:
 
 
 def _require_qwen3guard_gen(config: PreTrainedConfig) -> None:
+    if is_stream(config.to_dict()):
+        raise CheckpointError(
+            "this is a Qwen3Guard-Stream checkpoint, which judges token by token: load it with "
+            "StreamEngine, or Guard.from_pretrained; this engine takes Qwen3Guard-Gen, for example "
+            "Qwen/Qwen3Guard-Gen-0.6B"
+        )
     named = config.architectures or []
     architectures = [named] if isinstance(named, str) else list(named)
-    if "Qwen3ForGuardModel" in architectures:
-        raise CheckpointError(
-            "this is a Qwen3Guard-Stream checkpoint, which judges token by token: this engine "
-            "takes Qwen3Guard-Gen, for example Qwen/Qwen3Guard-Gen-0.6B"
-        )
     if config.model_type != "qwen3" or architectures != ["Qwen3ForCausalLM"]:
         raise CheckpointError(
             f"this is a {config.model_type} checkpoint ({', '.join(architectures) or 'unnamed'}): "

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3PreTrainedModel
 
 from guardrails_qwen.engines.backbone import Backbone, unsupported
+from guardrails_qwen.engines.families import is_stream
 from guardrails_qwen.engines.matmul import Precision
 from guardrails_qwen.engines.prompting import (
     Tokenizer,
@@ -24,9 +25,6 @@ from guardrails_qwen.engines.stream_heads import QUERY, RESPONSE, Heads, head_sh
 from guardrails_qwen.engines.stream_prompting import StreamPrompting
 from guardrails_qwen.engines.weights import fingerprint, require_all
 from guardrails_qwen.errors import CheckpointError
-
-ARCHITECTURE = "Qwen3ForGuardModel"
-"""What the config of a Qwen3Guard-Stream checkpoint says it is."""
 
 _NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 
@@ -103,12 +101,6 @@ def load(
             context=int(config.max_position_embeddings or 0),
             demonstration=is_bundled(source) or bool(getattr(config, "demonstration", False)),
         )
-
-
-def is_stream(config: Any) -> bool:
-    """Whether a config's `architectures` says Qwen3Guard-Stream."""
-    named: object = config.get("architectures")
-    return named == ARCHITECTURE or (isinstance(named, list) and ARCHITECTURE in named)
 
 
 def _require_stream(config: Any) -> None:
