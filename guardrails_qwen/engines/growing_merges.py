@@ -39,7 +39,7 @@ class Merges:
         self._follows = lru_cache(maxsize=_REMEMBERED)(self._tried)
 
     def stable(
-        self, piece: str, ends: Sequence[int], *, following: Sequence[str], before: str
+        self, piece: str, ends: Sequence[int], *, following: Iterable[str], before: str
     ) -> int:
         """How much of `piece` has tokens that it keeps.
 
@@ -57,7 +57,7 @@ class Merges:
             common = longer if common is None else paths.shared(common, longer)
             if least < 0 < common:  # what stays whatever follows is a short cut
                 least = paths.shared(common, self._growing(piece, len(piece), before))
-            if common <= least:
+            if common <= max(0, least):
                 break
         return common or 0
 

@@ -44,7 +44,7 @@ def beginnings(segment: str) -> tuple[str, ...]:
     """What the normalized form of a segment may begin with, whatever joins it; () if unknown."""
     composed = unicodedata.normalize("NFC", segment)
     base, first = unicodedata.normalize("NFD", segment[0])[0], composed[0]
-    if _joins(first) or base in _LEADING_JAMO and ord(first) not in _SYLLABLES:
+    if _joins(first) or (base in _LEADING_JAMO and ord(first) not in _SYLLABLES):
         return ()
     if ord(first) in _SYLLABLES:
         return tuple(chr(code) for code in range(ord(first), ord(first) + _FINALS))

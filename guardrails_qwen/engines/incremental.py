@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -269,11 +270,11 @@ class GrowingText:
     def _drop(self, characters: int) -> None:
         self._text, self._origin = self._text[characters:], self._origin[characters:]
 
-    def _following(self) -> list[str]:
-        """What the text may go on with, as far as it is known."""
+    def _following(self) -> Iterable[str]:
+        """What the text may go on with, as far as it is known; rarely more than one is needed."""
         unsettled = self._unsettled
         forms = beginnings(unsettled) if 0 < len(unsettled) <= _SEGMENT else ()
-        return [_spelled(form) for form in forms] or [""]
+        return map(_spelled, forms or ("",))
 
     def _peek(self) -> str:
         """What comes next, as far as it is known: enough to see where pieces end."""
