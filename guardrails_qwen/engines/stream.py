@@ -211,6 +211,13 @@ class StreamEngine(Closing):
             answers = await self._parts.batcher.ajudge(opening.passings, conversations=1)
             return opening.opened(answers)
 
+    def prompt(self, conversation: Conversation | None) -> list[int]:
+        """The token ids that the model is given in front of the reply to a conversation.
+
+        All but what is encoded together with the reply: the line breaks that open it.
+        """
+        return self._parts.model.opened(conversation).ids
+
     def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """Judge a batch of prompts and replies; blocks until done.
 

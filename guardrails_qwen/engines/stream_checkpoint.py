@@ -83,7 +83,12 @@ def load(
         tokenizer: Tokenizer = tokenizer_loader.from_pretrained(source, **options)
         precision = Precision.of(dtype, device)
         network, info = model_loader.from_pretrained(
-            source, config=config, dtype=precision.dtype, output_loading_info=True, **options
+            source,
+            config=config,
+            dtype=precision.dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **options,
         )
         require_all(info)
         prompting = StreamPrompting.of(tokenizer)

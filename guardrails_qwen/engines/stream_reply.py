@@ -11,6 +11,8 @@ from guardrails_qwen.engines.session_limits import AtLimit
 from guardrails_qwen.engines.stream_prompting import StreamPrompt
 from guardrails_qwen.errors import CheckpointError, TextTooLong
 
+_FIRST = 8
+"""Tokens; a reply is opened by fewer."""
 _LEAST_ROOM = 64
 """Tokens; a context with less beside the prompt is not worth a session."""
 
@@ -106,12 +108,14 @@ class Reply:
         done = 0
         while done < len(tokens):
             count = len(self._tokens)
-            anchor = self._anchored(count + 1)
-            again = [] if anchor == self._anchor else self._tokens[anchor:count]
-            part = tokens[done : done + anchor + self._room - count]
-            begin = count - anchor - len(again)
+            opening = self._opening([*self._tokens[:_FIRST], *tokens[:_FIRST]])
+            anchor = self._anchored(count + 1, len(opening))
+            front = opening if anchor else []
+            again = [] if anchor == self._anchor else [*front, *self._tokens[anchor:count]]
+            seen = len(front) + count - anchor
+            part = tokens[done : done + self._room - seen]
             yield Run(
-                past=len(self._prompt.ids) + begin,
+                past=len(self._prompt.ids) + seen - len(again),
                 ids=tuple(token.id for token in [*again, *part]),
                 scored=tuple(token for token in part if token.end > self._skipped),
             )
@@ -119,11 +123,18 @@ class Reply:
             self._tokens += part
             done += len(part)
 
-    def _anchored(self, count: int) -> int:
+    @staticmethod
+    def _opening(first: Sequence[Token]) -> list[Token]:
+        """The tokens that open the reply without being of it: they stay in front of the rest."""
+        return list(takewhile(lambda token: token.end == 0, first))
+
+    def _anchored(self, count: int, opening: int) -> int:
         """The first token of the reply that the model sees when it has `count` of them."""
-        over = count - self._room
-        step = self._room - self._room // 2
-        return -(-over // step) * step if over > 0 else 0
+        if count <= self._room:
+            return 0
+        kept = self._room // 2
+        first, step = self._room - kept, self._room - opening - kept
+        return first + max(0, -(-(count - self._room - first + opening) // step)) * step
 
 
 def pieces(run: Run, most: int) -> Iterator[Run]:
