@@ -11,6 +11,7 @@ from guardrails_qwen.decision import Decision
 from guardrails_qwen.engines.base import Engine, Outcome
 from guardrails_qwen.engines.batching import Batching
 from guardrails_qwen.engines.reliability import Reliability
+from guardrails_qwen.engines.session_limits import AtLimit, Sessions
 from guardrails_qwen.errors import (
     CheckpointError,
     ConversationError,
@@ -31,16 +32,26 @@ from guardrails_qwen.guard import Guard
 from guardrails_qwen.longtext import Windows
 from guardrails_qwen.policy import Policy
 from guardrails_qwen.rules import Action, OnError, Rule, Stage, StagePolicy
+from guardrails_qwen.streaming import (
+    Debounce,
+    GuardedStream,
+    HoldBack,
+    Streaming,
+    StreamModerator,
+)
+from guardrails_qwen.token_verdict import TokenVerdict
 from guardrails_qwen.verdict import Category, Scores, Severity, Span, Verdict
 
 __all__ = [
     "Action",
+    "AtLimit",
     "Batching",
     "Calibration",
     "Category",
     "CheckpointError",
     "Conversation",
     "ConversationError",
+    "Debounce",
     "Decision",
     "Engine",
     "EngineClosed",
@@ -51,6 +62,8 @@ __all__ = [
     "Guard",
     "GuardError",
     "GuardViolation",
+    "GuardedStream",
+    "HoldBack",
     "Message",
     "OnError",
     "Outcome",
@@ -61,11 +74,15 @@ __all__ = [
     "Role",
     "Rule",
     "Scores",
+    "Sessions",
     "Severity",
     "Span",
     "Stage",
     "StagePolicy",
+    "StreamModerator",
+    "Streaming",
     "TextTooLong",
+    "TokenVerdict",
     "ToolCall",
     "UnreadableVerdict",
     "Verdict",
