@@ -1,8 +1,8 @@
 """What of a harmful sentence gets through a guarded stream, by way of holding back.
 
-The engine is mostly an oracle, which is right about every word from a known one on: then what leaks
-is the moderator's doing alone. Figures for the bundled checkpoint are the benchmark's to print; here
-it has to keep the rules.
+The engine is mostly an oracle, which is right about every word from a known one on: then what
+leaks is the moderator's doing alone. How much the bundled checkpoint lets through is for the
+benchmark to say; here it has to keep the rules.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def test_real_text_by_sentences_leaks_nothing(onset: int) -> None:
         pytest.skip("the collection of public texts is not beside this checkout")
     outcomes = await moderated(oracle(onset), made(material, 500), settings=SENTENCE, at_once=64)
     found = summarised(outcomes, words)
-    print(f"\noracle, onset {onset}: {found}")
+    print(f"\noracle, onset {onset}: {found}")  # noqa: T201 - a figure, not a condition
     require_rules(outcomes)
     if onset:
         require_harmless_passes(outcomes)
@@ -110,4 +110,4 @@ async def test_the_bundled_checkpoint_keeps_the_rules(mode: str) -> None:
         assert engine.open_sessions == 0
     require_rules(outcomes)
     assert any(one.blocked for one in outcomes)
-    print(f"\ntiny-stream, {mode}: {summarised(outcomes, words)}")
+    print(f"\ntiny-stream, {mode}: {summarised(outcomes, words)}")  # noqa: T201

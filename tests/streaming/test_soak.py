@@ -11,7 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
@@ -83,7 +83,7 @@ def test_a_closed_engine_has_no_thread(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _nothing_left(engine: StreamEngine) -> Iterator[None]:
+def _nothing_left(engine: StreamEngine) -> Generator[None]:
     """No session, byte, thread or generator more than before, and about as much memory."""
     gc.collect()
     threads, suspended = set(threading.enumerate()), _suspended()
@@ -241,9 +241,9 @@ async def _aforgotten(engine: StreamEngine, choose: random.Random) -> None:
 
 
 async def _abroken(engine: StreamEngine, choose: random.Random) -> None:
-    with contextlib.closing(await engine.aopen(Conversation.of(ASK))) as session:
-        with pytest.raises(ConversationError):
-            await session.afeed("\udc00")
+    session = await engine.aopen(Conversation.of(ASK))
+    with contextlib.closing(session), pytest.raises(ConversationError):
+        await session.afeed("\udc00")
 
 
 async def _aleft(engine: StreamEngine, choose: random.Random) -> None:

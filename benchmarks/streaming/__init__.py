@@ -1,0 +1,1 @@
+"""What moderating a stream costs and what it lets through: `python -m benchmarks.streaming`."""
