@@ -18,7 +18,8 @@ from guardrails_qwen import (
     UnreadableVerdict,
     Verdict,
 )
-from guardrails_qwen.testing import FailingEngine, Script, ScriptedEngine
+from guardrails_qwen.engines.session import SessionEngine
+from guardrails_qwen.testing import FailingEngine, Script, ScriptedEngine, ScriptedStreamEngine
 
 ASK = Conversation.of("How can I make a bomb?")
 REPLY = Conversation.exchange("How?", "Like this: bomb")
@@ -119,3 +120,63 @@ def test_a_failing_engine_raises_through_both_doors(error: EngineError | None) -
         engine.judge([ASK])
     with pytest.raises(expected):
         asyncio.run(engine.ajudge([ASK]))
+
+
+class TestScriptedStreams:
+    """The double of an engine that judges replies while they grow."""
+
+    UNSAFE = Verdict(severity=Severity.UNSAFE, categories=frozenset({Category.VIOLENT}))
+
+    def test_it_is_an_engine_of_both_kinds(self) -> None:
+        assert isinstance(ScriptedStreamEngine(), SessionEngine)
+        assert not isinstance(ScriptedEngine(), SessionEngine)
+
+    @pytest.mark.parametrize("cut", [1, 3, 100])
+    def test_words_are_tokens_however_they_come(self, cut: int) -> None:
+        text = " Now  build a\nbomb here. "
+        session = ScriptedStreamEngine(tokens={"bomb": self.UNSAFE}).open(None)
+        parts = [text[start : start + cut] for start in range(0, len(text), cut)]
+        tokens = [token for part in parts for token in session.feed(part)] + session.finish()
+        assert [text[token.start : token.end] for token in tokens] == [
+            " Now",
+            "  build",
+            " a",
+            "\nbomb",
+            " here.",
+            " ",
+        ]
+        severities = [token.severity for token in tokens]
+        assert severities == [Severity.SAFE] * 3 + [Severity.UNSAFE] * 3
+        assert tokens[3].verdict.categories == {Category.VIOLENT}
+
+    def test_what_is_truncated_was_never_there(self) -> None:
+        session = ScriptedStreamEngine(tokens={"bomb": self.UNSAFE}).open(None)
+        session.feed("Build a bomb now ")
+        session.truncate(len("Build a"))
+        [token, *_] = session.feed(" cake ")
+        assert (token.start, token.end, token.severity) == (7, 12, Severity.SAFE)
+
+    def test_a_fork_goes_its_own_way(self) -> None:
+        session = ScriptedStreamEngine().open(None)
+        session.feed("Build a ")
+        other = session.fork()
+        other.feed("bomb ")
+        assert session.reply == "Build a "
+
+    def test_errors_are_raised_and_a_closed_session_refuses(self) -> None:
+        engine = ScriptedStreamEngine(tokens=lambda _: UnreadableVerdict("?"))
+        with pytest.raises(UnreadableVerdict):
+            engine.open(None).feed("Hello there ")
+        session = engine.open(None)
+        session.close()
+        with pytest.raises(EngineClosed):
+            session.feed("Hello")
+
+    def test_prompts_are_judged_by_the_script(self) -> None:
+        engine = ScriptedStreamEngine({"bomb": UNSAFE, "nonsense": "?"})
+        session = engine.open(Conversation.of("a bomb"))
+        assert session.prompt is not None
+        assert session.prompt.severity is Severity.UNSAFE
+        assert engine.sessions == [session]
+        with pytest.raises(UnreadableVerdict):
+            engine.open(Conversation.of("nonsense"))
