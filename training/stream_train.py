@@ -25,7 +25,7 @@ from training.stream_probe import Probe
 from training.stream_replies import epoch
 
 TINY_GEN = Path(__file__).parent.parent / "guardrails_qwen" / "checkpoints" / "tiny-gen"
-LANGUAGE_TOKENS = 768
+LANGUAGE_TOKENS = 512
 """Written tokens that take part in the language-modelling term of a step."""
 
 
