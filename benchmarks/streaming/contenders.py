@@ -208,7 +208,7 @@ class Rerun:
 def pieces_of(text: str, tokenizer: Tokenizer) -> list[str]:
     """The texts of a text's tokens; each ends where the next begins."""
     ends = [end for _, end in spans_of(text, tokenizer)]
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(ends)]
     return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 
 

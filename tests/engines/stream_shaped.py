@@ -47,7 +47,7 @@ CHAT_TEMPLATE = (
 
 Tensors = dict[str, torch.Tensor]
 
-_TOKENIZER = Path(guardrails_qwen.__file__).parent / "checkpoints" / "tiny-gen"
+TOKENIZER = Path(guardrails_qwen.__file__).parent / "checkpoints" / "tiny-gen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,8 @@ def save(folder: Path, shape: Shape | None = None, oddity: Oddity | None = None)
     )
     config = {**_config(shape), **oddity.config}
     _write(folder / "config.json", {k: v for k, v in config.items() if v is not None})
-    shutil.copy(_TOKENIZER / "tokenizer.json", folder / "tokenizer.json")
-    described = json.loads((_TOKENIZER / "tokenizer_config.json").read_text())
+    shutil.copy(TOKENIZER / "tokenizer.json", folder / "tokenizer.json")
+    described = json.loads((TOKENIZER / "tokenizer_config.json").read_text())
     _write(folder / "tokenizer_config.json", described | {"model_max_length": shape.context})
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return folder
