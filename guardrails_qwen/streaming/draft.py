@@ -91,8 +91,10 @@ class Draft:
         """All from a character on is taken out, until `resume`.
 
         Returns:
-            From where on really: with what was taken out just before, or white space between.
+            From where on really: nothing that is settled, but what was taken out just before, if
+            only white space is between.
         """
+        start = max(start, self.settled)
         cut = _Cut(start=start, decision=decision, categories=_categories(decision))
         while self._cuts and self._touches(self._cuts[-1], start):
             last = self._cuts.pop()

@@ -253,7 +253,7 @@ class StreamModerator:
             run = self._clearance.run_start(seen)
             ink = _INK.search(self._draft.slice(run, seen.end))
             start = self._ends.up_to(run + ink.start() if ink else run) or 0
-        self._cut = self._draft.take_out(max(start, self._draft.settled), decision)
+        self._cut = self._draft.take_out(start, decision)
         self._flagged = seen.end
         self._clearance.forget(self._cut)
         if self._clearance.hold_back is not HoldBack.REPLY:

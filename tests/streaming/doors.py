@@ -79,8 +79,9 @@ class StreamDoors:
         call: Callable[[str], Iterable[str]],
         *,
         beside: bool,
-        settings: Streaming = Streaming(),
+        settings: Streaming | None = None,
     ) -> list[str]:
+        settings = settings or Streaming()
         if not self.asynchronous:
             return list(guard.answer(prompt, call, beside=beside, settings=settings))
 

@@ -17,11 +17,14 @@ class LetteredJudge:
     """Judges tokens of three bytes of UTF-8, so that tokens and characters share one another.
 
     A token is as bad as the worst of x (Unsafe), y (Controversial) and z (Unsafe, PII) that it
-    touches; w is Unsafe where the text before it has a q, so that what is taken out matters. Two
-    characters are held back.
+    touches; w is Unsafe where the text before it has a q, so that what is taken out matters.
+
+    Args:
+        ahead: Characters that have to come behind a token before it is judged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 2) -> None:
+        self.ahead = ahead
         self.text = ""
         self.closed = False
         self.asked = 0
@@ -35,7 +38,7 @@ class LetteredJudge:
     def feed(self, text: str) -> list[TokenVerdict]:
         self.asked += 1
         self.text += text
-        return self._until(len(self.text[:-2].encode()))
+        return self._until(len(self.text[: -self.ahead].encode()))
 
     async def afeed(self, text: str) -> list[TokenVerdict]:
         return self.feed(text)

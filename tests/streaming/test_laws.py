@@ -69,8 +69,8 @@ rules = st.builds(
     probability=st.none() | st.just(0.6),
 ) | st.builds(Rule, action=actions, severity=st.just(Severity.SAFE), category=st.just(Category.PII))
 policies = st.one_of(
-    st.builds(lambda action: Policy.strict(action=action), actions),
-    st.builds(lambda action: Policy.loose(action=action), actions),
+    actions.map(lambda action: Policy.strict(action=action)),
+    actions.map(lambda action: Policy.loose(action=action)),
     st.lists(rules, max_size=4).map(
         lambda some: Policy(name="any", default=StagePolicy(rules=tuple(some)))
     ),
@@ -105,6 +105,11 @@ def lettered(_: Streaming) -> LetteredJudge:
     return LetteredJudge()
 
 
+def late(_: Streaming) -> LetteredJudge:
+    """Judges next to nothing before the end."""
+    return LetteredJudge(ahead=50)
+
+
 def repeated(streaming: Streaming) -> RepeatedJudge:
     return RepeatedJudge(ScriptedEngine(by_letters), None, streaming)
 
@@ -122,7 +127,7 @@ def moderated(
     return events, moderator.decision
 
 
-judges = st.sampled_from([lettered, repeated])
+judges = st.sampled_from([lettered, late, repeated])
 Made = Callable[[Streaming], ReplyJudge]
 
 
@@ -162,6 +167,20 @@ def test_what_is_released_is_the_reply_but_for_what_was_taken_out(
         assert decision.text == told(events) == text
     elif decision.action is Action.REDACT:
         assert decision.text == told(events)
+
+
+@given(st.data(), texts, settings, judges)
+def test_markers_that_only_white_space_parts_are_one(
+    data: st.DataObject, text: str, streaming: Streaming, made: Made
+) -> None:
+    policy = Policy.loose(action=Action.REDACT)
+    events, _ = moderated(policy, streaming, made(streaming), data.draw(cuts(text)))
+    marks = "".join(
+        "#" if isinstance(event, Redact) else event.text.strip()
+        for event in events
+        if isinstance(event, (Redact, Release))
+    )
+    assert "##" not in marks
 
 
 @given(st.data(), texts, policies, settings, judges)
@@ -218,9 +237,9 @@ def test_what_is_left_of_a_redacted_reply_passes_by_itself(
     policy = preset(action=Action.REDACT)
 
     def at(reply: str) -> Verdict:
-        word = "" if reply[-1].isspace() else reply.split()[-1]
+        word = "" if reply[-1].isspace() else reply.rsplit(maxsplit=1)[-1]
         bad = {"x": Severity.UNSAFE, "y": Severity.CONTROVERSIAL, "z": Severity.UNSAFE}
-        return Verdict(severity=max((bad.get(c, Severity.SAFE) for c in word), default=0))
+        return Verdict(severity=max([Severity.SAFE, *(bad.get(c, Severity.SAFE) for c in word)]))
 
     if not text.strip():
         return
