@@ -30,7 +30,7 @@ LINT_READY := $(VENV)/.ready-lint
 DOCS_READY := $(VENV)/.ready-docs
 RELEASE_READY := $(VENV)/.ready-release
 
-.PHONY: help demo test serving lint typecheck docs wheels bench needle format clean
+.PHONY: help demo test serving lint typecheck docs wheels bench streambench needle format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -70,6 +70,9 @@ wheels: $(RELEASE_READY) ## Build the wheels into dist/ and try them in clean en
 
 bench: $(TEST_READY) ## Compare with the recipe and any-guardrail; results in .bench/
 	$(BIN)/python -m benchmarks.compare $(BENCH_ARGS)
+
+streambench: $(TEST_READY) ## Compare streaming with the published recipe and others; results in .bench/
+	$(BIN)/python -m benchmarks.streaming $(BENCH_ARGS)
 
 clean: ## Remove what the targets made, environments included
 	rm -rf $(VENV) $(VLLM_VENV) dist site .bench .pytest_cache .ruff_cache .hypothesis
