@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 _TRIED = 512
 _REMEMBERED = 50_000
+_NONE: frozenset[str] = frozenset()
 
 
 class Merged(NamedTuple):
@@ -39,7 +40,13 @@ class Merges:
         self._follows = lru_cache(maxsize=_REMEMBERED)(self._tried)
 
     def stable(
-        self, piece: str, ends: Sequence[int], *, following: Iterable[str], before: str
+        self,
+        piece: str,
+        ends: Sequence[int],
+        *,
+        following: Iterable[str],
+        barred: frozenset[str],
+        before: str,
     ) -> int:
         """How much of `piece` has tokens that it keeps.
 
@@ -47,28 +54,29 @@ class Merges:
             piece: What is known of it, or what is left of it behind tokens that it keeps.
             ends: Where it may turn out to end.
             following: All that it may go on with otherwise: "" for anything.
+            barred: Printable characters of ASCII that it does not go on with.
             before: The text of the token in front, if there is one in the same piece.
         """
         paths = _Paths(piece, self.encode)
         common = reduce(paths.shared, ends) if ends else None
         least = -1
         for more in following:
-            longer = self._growing(piece + more, len(piece), before)
+            longer = self._growing(piece + more, len(piece), before, _NONE if more else barred)
             common = longer if common is None else paths.shared(common, longer)
             if least < 0 < common:  # what stays whatever follows is a short cut
-                least = paths.shared(common, self._growing(piece, len(piece), before))
+                least = paths.shared(common, self._growing(piece, len(piece), before, barred))
             if common <= max(0, least):
                 break
         return common or 0
 
-    def _growing(self, piece: str, limit: int, before: str) -> int:
+    def _growing(self, piece: str, limit: int, before: str, barred: frozenset[str]) -> int:
         """How much of the first `limit` characters keeps its tokens as the piece goes on."""
         paths = _Paths(piece, self.encode)
         common = len(piece)
         for start in range(max(0, len(piece) - self._longest + 1), len(piece)):
             if self._extends(piece[start:]):
                 token = paths.last(start) if start else before
-                if self._follows(token, piece[start:]):
+                if self._follows(token, piece[start:], barred):
                     common = paths.shared(common, start)
             if not common:
                 break
@@ -81,14 +89,15 @@ class Merges:
         after = bisect_right(self._entries, beginning)
         return after < len(self._entries) and self._entries[after].startswith(beginning)
 
-    def _tried(self, token: str, beginning: str) -> bool:
-        """Whether a longer entry that begins so may stand behind `token`."""
+    def _tried(self, token: str, beginning: str, barred: frozenset[str]) -> bool:
+        """Whether a longer entry that begins so, and is not barred, may stand behind `token`."""
         after = bisect_right(self._entries, beginning)
         longer = takewhile(
             lambda entry: entry.startswith(beginning), islice(self._entries, after, None)
         )
         for tried, entry in enumerate(longer):
-            if tried == _TRIED or self._neighbours(token, entry):
+            allowed = entry[len(beginning)] not in barred
+            if tried == _TRIED or (allowed and self._neighbours(token, entry)):
                 return True
         return False
 

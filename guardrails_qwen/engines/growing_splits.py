@@ -24,6 +24,7 @@ _FOLLOWING = (
     *("sa", "ta", "lla", "rea", "ea", "la", "1a", "11", "111", "1.", "aa", "Aa", "aA", "AA", "AAa"),
     *("中a", "a中", "a\u0301", "\u0301a", "\u0301\n", "👍\u200d", "11a", "111a"),
 )
+_PRINTABLE = tuple(map(chr, range(0x21, 0x7F)))
 _KEPT, _PERIOD = 16, 12
 _RUN = re.compile(rf"(.)\1{{{_KEPT + _PERIOD - 1},}}", re.DOTALL)
 _APOSTROPHES = re.compile("['’]")
@@ -46,18 +47,18 @@ class Splits:
         self.cut = cutter
         self._alike = _Alike(cutter)
         self._following: tuple[str, ...] = ()
-        self._known: dict[str, frozenset[int]] = {}
+        self._known: dict[str, tuple[frozenset[int], frozenset[str]]] = {}
 
     def ends(self, text: str) -> frozenset[int]:
         """Where the first piece of `text` may end, in characters; `OPEN` for behind the text."""
         shape = self._shape(text)
         key = _RUN.sub(_shortened, shape)
-        if key not in self._known:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[key] = self._probed(key)
-        known = self._known[key]
-        return known if len(key) == len(shape) else _in_full(known, shape)
+        ends, _ = self._looked_up(key)
+        return ends if len(key) == len(shape) else _in_full(ends, shape)
+
+    def barred(self, text: str) -> frozenset[str]:
+        """Printable characters of ASCII that no piece has which begins as `text` and goes on."""
+        return self._looked_up(self.shape(text))[1]
 
     def settled(self, text: str, start: int, end: int) -> bool:
         """Whether the piece from `start` ends at `end`, whatever follows the text.
@@ -82,14 +83,27 @@ class Splits:
             shape = shape[:after] + text[after : after + 2] + shape[after + 2 :]
         return shape
 
-    def _probed(self, text: str) -> frozenset[int]:
-        self._following = self._following or tuple(
-            dict.fromkeys(map(self._shape_of_probe, _FOLLOWING))
-        )
-        firsts = (self.cut(text + following)[0] for following in self._following)
-        return frozenset(end if end <= len(text) else OPEN for end in firsts)
+    def _looked_up(self, key: str) -> tuple[frozenset[int], frozenset[str]]:
+        known = self._known.get(key)
+        if known is None:
+            known = self._probed(key)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = known
+        return known
 
-    def _shape_of_probe(self, text: str) -> str:
+    def _probed(self, text: str) -> tuple[frozenset[int], frozenset[str]]:
+        if not self._following:
+            kinds = (character.translate(self._alike) for character in _PRINTABLE)
+            self._following = tuple(dict.fromkeys((*map(self._as_probe, _FOLLOWING), *kinds)))
+        firsts = {following: self.cut(text + following)[0] for following in self._following}
+        ends = frozenset(end if end <= len(text) else OPEN for end in firsts.values())
+        onward = (following[0] for following, end in firsts.items() if end > len(text))
+        kinds = {character.translate(self._alike) for character in onward}
+        barred = (c for c in _PRINTABLE if c.translate(self._alike) not in kinds)
+        return ends, frozenset(barred)
+
+    def _as_probe(self, text: str) -> str:
         """Letters stay: they may be those of 's, of which the text may hold the beginning."""
         return "".join(c if c.isascii() else c.translate(self._alike) for c in text)
 

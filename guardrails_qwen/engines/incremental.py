@@ -226,10 +226,12 @@ class GrowingText:
         if min(known, default=1) < (self._skip > 0):
             raise CheckpointError(_UNFORESEEN)
         merges, piece = self._encoder.merges, _spelled(self._text)[self._skip :]
+        seen = "" if self._unsettled else self._shape + self._text
         stable = merges.stable(
             piece,
             [len(self._text[:end].encode()) - self._skip for end in known],
             following=self._following() if len(known) < len(ends) else (),
+            barred=self._encoder.splits.barred(seen) if seen else frozenset(),
             before=self._before,
         )
         return self._part(merges.encode(piece[:stable])) if stable else []
