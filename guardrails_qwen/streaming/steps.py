@@ -73,18 +73,19 @@ async def arun(steps: Steps, judge: ReplyJudge) -> list[Event]:
 
 def _answer(ask: Ask, judge: ReplyJudge) -> Answer:
     try:
-        if isinstance(ask, Feed):
-            return judge.feed(ask.text)
-        return judge.finish() if isinstance(ask, Finish) else _truncated(ask, judge)
+        if isinstance(ask, Truncate):
+            return _truncated(ask, judge)
+        return _checked(judge.feed(ask.text) if isinstance(ask, Feed) else judge.finish())
     except Exception as error:  # noqa: BLE001  whatever a judge raises, nothing was judged
         return failure(error)
 
 
 async def _aanswer(ask: Ask, judge: ReplyJudge) -> Answer:
     try:
-        if isinstance(ask, Feed):
-            return await judge.afeed(ask.text)
-        return await judge.afinish() if isinstance(ask, Finish) else _truncated(ask, judge)
+        if isinstance(ask, Truncate):
+            return _truncated(ask, judge)
+        judging = judge.afeed(ask.text) if isinstance(ask, Feed) else judge.afinish()
+        return _checked(await judging)
     except Exception as error:  # noqa: BLE001  whatever a judge raises, nothing was judged
         return failure(error)
 
@@ -92,3 +93,9 @@ async def _aanswer(ask: Ask, judge: ReplyJudge) -> Answer:
 def _truncated(ask: Truncate, judge: ReplyJudge) -> Answer:
     judge.truncate(ask.characters)
     return []
+
+
+def _checked(answer: Sequence[Judged]) -> Answer:
+    if not isinstance(answer, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return GuardError(f"the judge returned {type(answer).__name__}, not a list of verdicts")
+    return answer
