@@ -33,8 +33,12 @@ class Merges:
     the vocabulary, and that entry may stand behind the token in front.
     """
 
-    def __init__(self, encode: Merging, vocabulary: Iterable[str]) -> None:
+    def __init__(
+        self, encode: Merging, vocabulary: Iterable[str], kind: Callable[[str], str | None]
+    ) -> None:
+        """`kind` names the kind of the first character of a spelling, if it is a whole one."""
         self.encode = encode
+        self._kind = kind
         self._entries = sorted(vocabulary)
         self._longest = max(map(len, self._entries))
         self._follows = lru_cache(maxsize=_REMEMBERED)(self._tried)
@@ -54,7 +58,7 @@ class Merges:
             piece: What is known of it, or what is left of it behind tokens that it keeps.
             ends: Where it may turn out to end.
             following: All that it may go on with otherwise: "" for anything.
-            barred: Printable characters of ASCII that it does not go on with.
+            barred: Kinds of characters that it does not go on with.
             before: The text of the token in front, if there is one in the same piece.
         """
         paths = _Paths(piece, self.encode)
@@ -96,7 +100,7 @@ class Merges:
             lambda entry: entry.startswith(beginning), islice(self._entries, after, None)
         )
         for tried, entry in enumerate(longer):
-            allowed = entry[len(beginning)] not in barred
+            allowed = self._kind(entry[len(beginning) :]) not in barred
             if tried == _TRIED or (allowed and self._neighbours(token, entry)):
                 return True
         return False

@@ -47,6 +47,7 @@ class Splits:
         self.cut = cutter
         self._alike = _Alike(cutter)
         self._following: tuple[str, ...] = ()
+        self._kinds: frozenset[str] = frozenset()
         self._known: dict[str, tuple[frozenset[int], frozenset[str]]] = {}
 
     def ends(self, text: str) -> frozenset[int]:
@@ -57,8 +58,12 @@ class Splits:
         return ends if len(key) == len(shape) else _in_full(ends, shape)
 
     def barred(self, text: str) -> frozenset[str]:
-        """Printable characters of ASCII that no piece has which begins as `text` and goes on."""
+        """Kinds of characters that no piece has which begins as `text` and goes on."""
         return self._looked_up(self.shape(text))[1]
+
+    def kind(self, character: str) -> str:
+        """A character that stands for this one and for all that are cut alike."""
+        return character.translate(self._alike)
 
     def settled(self, text: str, start: int, end: int) -> bool:
         """Whether the piece from `start` ends at `end`, whatever follows the text.
@@ -94,14 +99,14 @@ class Splits:
 
     def _probed(self, text: str) -> tuple[frozenset[int], frozenset[str]]:
         if not self._following:
-            kinds = (character.translate(self._alike) for character in _PRINTABLE)
-            self._following = tuple(dict.fromkeys((*map(self._as_probe, _FOLLOWING), *kinds)))
+            self._following = tuple(
+                dict.fromkeys((*map(self._as_probe, _FOLLOWING), *map(self.kind, _PRINTABLE)))
+            )
+            self._kinds = frozenset(map(self.kind, "".join(f[:1] for f in self._following)))
         firsts = {following: self.cut(text + following)[0] for following in self._following}
         ends = frozenset(end if end <= len(text) else OPEN for end in firsts.values())
-        onward = (following[0] for following, end in firsts.items() if end > len(text))
-        kinds = {character.translate(self._alike) for character in onward}
-        barred = (c for c in _PRINTABLE if c.translate(self._alike) not in kinds)
-        return ends, frozenset(barred)
+        onward = {self.kind(following[0]) for following, end in firsts.items() if end > len(text)}
+        return ends, self._kinds - onward
 
     def _as_probe(self, text: str) -> str:
         """Letters stay: they may be those of 's, of which the text may hold the beginning."""

@@ -38,6 +38,7 @@ _SPELLING = {
     byte: 0x100 + index for index, byte in enumerate(sorted({*range(0x100)} - {*_PRINTABLE}))
 }
 """Of bytes that are not printable in Latin-1; as GPT-2 introduced it."""
+_BYTES = {chr(_SPELLING.get(byte, byte)): byte for byte in range(0x100)}
 
 
 class Token(NamedTuple):
@@ -75,7 +76,7 @@ class TextEncoder:
             return [end for _, (_, end) in pre_tokenizer.pre_tokenize_str(text)]
 
         self.splits = Splits(cut)
-        self.merges = Merges(encode, tokenizer.get_vocab(with_added_tokens=False))
+        self.merges = Merges(encode, tokenizer.get_vocab(with_added_tokens=False), self._kind)
         for probe in _PROBES:
             self._verify(probe)
 
@@ -90,6 +91,10 @@ class TextEncoder:
     def normalized(self, segment: str) -> str:
         """A segment in the form that the tokenizer brings it into."""
         return self._tokenizer.normalizer.normalize_str(segment) if self.normalizes else segment
+
+    def _kind(self, spelled: str) -> str | None:
+        first = bytes(_BYTES.get(letter, 0) for letter in spelled[:4]).decode(errors="replace")[:1]
+        return None if first == "\ufffd" else self.splits.kind(first)
 
     def _verify(self, probe: str) -> None:
         growing = self.growing()
