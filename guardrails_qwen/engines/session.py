@@ -39,8 +39,9 @@ class ReplyJudge(Protocol):
     """Judges a reply while it grows.
 
     What is handed in is judged in order and without gaps, but not at once: the judge keeps what it
-    cannot judge yet. All doors raise `GuardError` where something cannot be judged; after that, or
-    after a door was left early, the judge goes on with nothing but `close`.
+    cannot judge yet. Stretches that share a character come in one answer. All doors raise
+    `GuardError` where something cannot be judged; after that, or after a door was left early, the
+    judge goes on with nothing but `close`.
     """
 
     def feed(self, text: str) -> Sequence[Judged]:
@@ -62,12 +63,13 @@ class ReplyJudge(Protocol):
     def truncate(self, characters: int) -> None:
         """Forget all but the first `characters` of the reply, as if the rest had never been fed.
 
-        What of them was not judged yet is judged later; nothing is judged a second time.
+        What of them was not judged yet is judged later; nothing is judged a second time. A reply
+        that was finished goes on.
         """
         ...
 
     def close(self) -> None:
-        """Let go of everything. Closing again does nothing."""
+        """Let go of everything, without waiting for anything. Closing again does nothing."""
         ...
 
 

@@ -17,6 +17,8 @@ _WIDE_STOPS = frozenset("。！？｡．၊။")
 """Stops of scripts that put no space behind them."""
 _CLOSERS = frozenset("'\"’”»›)]}」』）】》〉］｝*_`")
 """What may stand between a stop and the end, markup included."""
+_EITHER = frozenset("«“‘‹")
+"""Openers that close in some languages; behind a stop without white space they do."""
 _OPENERS = "'\"‘“«‹([{*_`"
 _BREAKS = frozenset("\n\r\u2028\u2029")
 _ABBREVIATIONS = frozenset(
@@ -113,7 +115,7 @@ class SentenceEnds:
             self._wide = True
         elif character in _STOPS:
             self._stop = True
-        elif character not in _CLOSERS:
+        elif character not in _CLOSERS and not (self._stop and character in _EITHER):
             self._stop = self._wide = False
         self._stopless = self._stopless or _writes_no_stops(character)
         if len(self._word) <= _LONGEST_WORD:
