@@ -13,9 +13,11 @@ import guardrails_qwen
 from guardrails_qwen.cli.calibrate import calibrate
 from guardrails_qwen.cli.check import check
 from guardrails_qwen.cli.common import Exit
+from guardrails_qwen.cli.watch import watch
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(check)
+app.command()(watch)
 app.command()(calibrate)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +17,25 @@ from guardrails_qwen import (
     Decision,
     Guard,
     GuardError,
-    Policy,
     PolicyError,
     Stage,
 )
-from guardrails_qwen.cli.common import Device, Dtype, Exit, fail, warn_of_demonstration
+from guardrails_qwen.cli.common import (
+    ApiKey,
+    Device,
+    Dtype,
+    Exit,
+    PolicyName,
+    Tokenizer,
+    Url,
+    Way,
+    fail,
+    is_demonstration,
+    policy_of,
+    status_of,
+    warn_of_demonstration,
+)
+from guardrails_qwen.cli.terminal import printable, write_json
 from guardrails_qwen.engines.families import from_pretrained, from_url
 
 
@@ -35,28 +48,16 @@ def check(  # noqa: PLR0913, PLR0917
         str | None,
         typer.Option(help="tiny (the bundled demonstration), a folder, a hub id, or a server's."),
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Ask this server: http://localhost:8000/v1, for example.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="With --url: the checkpoint, for its tokenizer."),
-    ] = None,
-    way: Annotated[
-        str, typer.Option(help="With --url: auto, tokens, chat or constrained.")
-    ] = "auto",
-    api_key: Annotated[
-        str | None,
-        typer.Option(help="With --url: the server's key.", envvar="GUARDRAILS_QWEN_API_KEY"),
-    ] = None,
+    url: Url = None,
+    tokenizer: Tokenizer = None,
+    way: Way = "auto",
+    api_key: ApiKey = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     calibration: Annotated[
         Path | None, typer.Option(help="Temperatures that `calibrate` wrote for this model.")
     ] = None,
-    policy: Annotated[
-        str, typer.Option(help="strict, loose, or a policy file (YAML or JSON).")
-    ] = "strict",
+    policy: PolicyName = "strict",
     stage: Annotated[
         Stage | None, typer.Option(help="Judge as this stage of an application.")
     ] = None,
@@ -68,7 +69,7 @@ def check(  # noqa: PLR0913, PLR0917
     """Judge a text. Exit status: 0 allowed, 1 not allowed, 2 usage, 3 engine failure."""
     errors = Console(stderr=True)
     try:
-        rules = _policy(policy)
+        rules = policy_of(policy)
         asked = [_conversation(one, response) for one in _texts(text, lines=lines)]
     except (PolicyError, ConversationError) as error:
         fail(errors, error, Exit.USAGE)
@@ -86,21 +87,15 @@ def check(  # noqa: PLR0913, PLR0917
         fail(errors, error, Exit.ENGINE_FAILURE)
     except ValueError as error:
         fail(errors, error, Exit.USAGE)
-    demonstration = bool(getattr(guard.engine, "demonstration", False))
+    demonstration = is_demonstration(engine)
     for decision in decisions:
         if as_json:
-            data = {**decision.to_dict(), "demonstration": demonstration}
-            sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+            write_json({**decision.to_dict(), "demonstration": demonstration})
         else:
             Console().print(_table(decision))
     if demonstration:
         warn_of_demonstration(errors)
-    raise typer.Exit(max(map(_status, decisions), default=Exit.ALLOWED))
-
-
-def _policy(name: str) -> Policy:
-    presets = {"strict": Policy.strict, "loose": Policy.loose}
-    return presets[name]() if name in presets else Policy.from_file(Path(name))
+    raise typer.Exit(max(map(status_of, decisions), default=Exit.ALLOWED))
 
 
 def _texts(text: str, *, lines: bool) -> list[str]:
@@ -131,24 +126,13 @@ def _conversation(text: str, response: str | None) -> str | Conversation:
     return Conversation.of(text).last.text
 
 
-def _status(decision: Decision) -> Exit:
-    if decision.degraded:
-        return Exit.ENGINE_FAILURE
-    return Exit.ALLOWED if decision.allowed else Exit.NOT_ALLOWED
-
-
 def _table(decision: Decision) -> Table:
     table = Table(show_header=False, title=Text(decision.summary), title_justify="left")
     table.add_column(style="bold")
     table.add_column()
     for name, value in _lines(decision):
-        table.add_row(name, Text(_printable(value)))
+        table.add_row(name, Text(printable(value)))
     return table
-
-
-def _printable(text: str) -> str:
-    """Text that cannot steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _lines(decision: Decision) -> list[tuple[str, str]]:
