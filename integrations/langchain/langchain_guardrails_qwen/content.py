@@ -75,6 +75,21 @@ def words(message: BaseMessage) -> str:
     return "".join(_words_of(block) for block in message.content)
 
 
+def says_only_words(message: BaseMessage) -> bool:
+    """Whether all that its content consists of is read aloud."""
+    return isinstance(message.content, str) or all(map(is_words, message.content))
+
+
+def is_words(block: str | dict[Any, Any]) -> bool:
+    """Whether a content block is read aloud."""
+    return isinstance(block, str) or _kind(block) in _WORDS
+
+
+def word_field(block: Mapping[str, Any]) -> str:
+    """Where the words of a block are that is read aloud."""
+    return _WORDS[_kind(block)]
+
+
 def thoughts(message: BaseMessage) -> str:
     """What else can be read of a message: reasoning, quotations, refusals, fields of any name.
 

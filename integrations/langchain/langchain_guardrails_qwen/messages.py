@@ -37,6 +37,9 @@ _METADATA = frozenset(
 )
 """Response metadata that a changed message keeps. In any other, providers may repeat the text."""
 
+FILTERED = {"finish_reason": "content_filter"}
+"""Response metadata of a reply whose end was taken away."""
+
 _USAGE = ("token_usage", "usage")
 """Response metadata of which a changed message keeps the numbers."""
 
@@ -91,7 +94,7 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
     update: dict[str, Any] = {
         "content": _own_text(message, decision),
         "additional_kwargs": {},
-        "response_metadata": _metadata(message.response_metadata),
+        "response_metadata": _finished(message, decision),
         **{call: list[Any]() for call in _CALLS if call in fields},
         **_emptied(message),
         **({"artifact": None} if "artifact" in fields else {}),
@@ -102,7 +105,8 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
     return changed
 
 
-def _metadata(given: dict[str, Any]) -> dict[str, Any]:
+def kept_metadata(given: dict[str, Any]) -> dict[str, Any]:
+    """Response metadata without what may repeat a text."""
     kept = {
         key: value
         for key, value in given.items()
@@ -110,6 +114,12 @@ def _metadata(given: dict[str, Any]) -> dict[str, Any]:
     }
     usage = {key: _numbers(given[key]) for key in _USAGE if isinstance(given.get(key), dict)}
     return kept | usage
+
+
+def _finished(message: BaseMessage, decision: Decision) -> dict[str, Any]:
+    """The metadata that is kept; a reply that was replaced or dropped says so."""
+    replaced = isinstance(message, AIMessage) and decision.action is not Action.REDACT
+    return kept_metadata(message.response_metadata) | (FILTERED if replaced else {})
 
 
 def _emptied(message: BaseMessage) -> dict[str, Any]:

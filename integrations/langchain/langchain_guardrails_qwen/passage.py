@@ -93,14 +93,18 @@ class Passage:
         return read(passed_on, key=self.key, speaker=self.reading.messages[-1].role)
 
 
+Passing = Passage | ConversationError
+"""A value as it passes, or why it cannot be read."""
+
+
 def passages(
     values: Iterable[Any], places: Iterable[Place], stage: Stage | None, key: str | None
-) -> list[Passage | ConversationError]:
+) -> list[Passing]:
     """Values as they pass; one that cannot be read spares its neighbours."""
     return [_attempt(value, place, stage, key) for value, place in zip(values, places, strict=True)]
 
 
-def asked(passing: Iterable[Passage | ConversationError]) -> list[Conversation]:
+def asked(passing: Iterable[Passing]) -> list[Conversation]:
     """All that a guard has to judge of a batch."""
     return [
         conversation
@@ -110,9 +114,7 @@ def asked(passing: Iterable[Passage | ConversationError]) -> list[Conversation]:
     ]
 
 
-def settled(
-    passing: Iterable[Passage | ConversationError], results: Iterable[Decision | GuardError]
-) -> list[Any]:
+def settled(passing: Iterable[Passing], results: Iterable[Decision | GuardError]) -> list[Any]:
     """What becomes of a batch: the value to pass on, or the error, of each."""
     answers = iter(results)
     return [
@@ -123,9 +125,7 @@ def settled(
     ]
 
 
-def _attempt(
-    value: Any, place: Place, stage: Stage | None, key: str | None
-) -> Passage | ConversationError:
+def _attempt(value: Any, place: Place, stage: Stage | None, key: str | None) -> Passing:
     try:
         return Passage.of(value, place, stage, key)
     except ConversationError as error:

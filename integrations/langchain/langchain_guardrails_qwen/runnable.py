@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from langchain_core.callbacks import (
@@ -17,13 +18,23 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from guardrails_qwen import Guard, Stage
-from langchain_guardrails_qwen.passage import asked, passages, settled
+from guardrails_qwen.streaming import Streaming
+from langchain_guardrails_qwen.gate import Gate
+from langchain_guardrails_qwen.moderated import amoderated, moderated
 from langchain_guardrails_qwen.prompts import Place
-from langchain_guardrails_qwen.streams import added_up, released
+from langchain_guardrails_qwen.sources import (
+    aclose_source,
+    aresumed,
+    astarted,
+    close_source,
+    resumed,
+    started,
+)
 from langchain_guardrails_qwen.wrap import guarded
 
 RunManagers = Sequence[BaseRunManager]
 _Value = TypeVar("_Value")
+_STREAMING = Streaming()
 
 
 class GuardRunnable(RunnableSerializable[Any, Any]):
@@ -63,6 +74,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     guard: Guard
     stage: Stage | None = None
     key: str | None = None
+    streaming: Streaming = _STREAMING
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -72,8 +84,10 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         stage: Stage | None = None,
         key: str | None = None,
         name: str | None = None,
+        streaming: Streaming = _STREAMING,
     ) -> None:
         fields: dict[str, Any] = {"guard": guard, "stage": stage, "key": key, "name": name}
+        fields["streaming"] = streaming
         super().__init__(**fields)
 
     def wrap(
@@ -147,16 +161,42 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     def transform(
         self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
     ) -> Iterator[Any]:
-        """Hold the stream back until all of it was judged."""
-        yield from self._transform_stream_with_config(input, self._transform, config)
+        """Moderate a reply while it comes; hold anything else back until all of it was judged."""
+        first = list[Any]()
+
+        def judged(_: Iterator[Any], run_manager: CallbackManagerForChainRun) -> Iterator[Any]:
+            yield from moderated(self._gate, resumed(first, input), Place.of(run_manager))
+
+        try:
+            yield from self._transform_stream_with_config(started(input, first), judged, config)
+        finally:
+            close_source(input)
 
     @override
     async def atransform(
         self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
     ) -> AsyncIterator[Any]:
-        """Hold the stream back until all of it was judged."""
-        async for chunk in self._atransform_stream_with_config(input, self._atransform, config):
-            yield chunk
+        """Moderate a reply while it comes; hold anything else back until all of it was judged."""
+        first = list[Any]()
+
+        async def judged(
+            _: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun
+        ) -> AsyncIterator[Any]:
+            place = Place.of(run_manager)
+            async with aclosing(amoderated(self._gate, aresumed(first, input), place)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+        chunks = self._atransform_stream_with_config(astarted(input, first), judged, config)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await aclose_source(chunks, input)
+
+    @property
+    def _gate(self) -> Gate:
+        return Gate(guard=self.guard, stage=self.stage, key=self.key, streaming=self.streaming)
 
     def _invoke(self, value: Any, run_manager: CallbackManagerForChainRun) -> Any:
         return _only(self._judge([value], [run_manager]))
@@ -164,33 +204,11 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     async def _ainvoke(self, value: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
         return _only(await self._ajudge([value], [run_manager]))
 
-    def _transform(
-        self, inputs: Iterator[Any], run_manager: CallbackManagerForChainRun
-    ) -> Iterator[Any]:
-        chunks = list(inputs)
-        values = added_up(chunks)
-        yield from released(chunks, values, self._judge(values, [run_manager] * len(values)))
-
-    async def _atransform(
-        self, inputs: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun
-    ) -> AsyncIterator[Any]:
-        chunks = [chunk async for chunk in inputs]
-        values = added_up(chunks)
-        judged = await self._ajudge(values, [run_manager] * len(values))
-        for chunk in released(chunks, values, judged):
-            yield chunk
-
     def _judge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
-        passing = passages(values, map(Place.of, run_manager), self.stage, self.key)
-        results = self.guard.check_many(asked(passing), stage=self.stage, return_exceptions=True)
-        return settled(passing, results)
+        return self._gate.judge(values, map(Place.of, run_manager))
 
     async def _ajudge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
-        passing = passages(values, map(Place.of, run_manager), self.stage, self.key)
-        results = await self.guard.acheck_many(
-            asked(passing), stage=self.stage, return_exceptions=True
-        )
-        return settled(passing, results)
+        return await self._gate.ajudge(values, map(Place.of, run_manager))
 
 
 def _only(results: list[_Value | Exception]) -> _Value:

@@ -55,7 +55,7 @@ def released(chunks: Sequence[Any], values: Sequence[Any], passed_on: Sequence[A
         if isinstance(result, Exception):
             raise result
     as_they_came = all(
-        new is old and not isinstance(old, dict) and _is_complete(old, chunks)
+        new is old and not isinstance(old, dict) and is_complete(old, chunks)
         for new, old in zip(passed_on, values, strict=True)
     )
     return list(chunks if as_they_came else passed_on)
@@ -69,8 +69,8 @@ def _not_added_up(chunks: Sequence[Any]) -> ConversationError:
     )
 
 
-def _is_complete(total: object, chunks: Sequence[Any]) -> bool:
-    """Whether a message says all that its chunks say."""
+def is_complete(total: object, chunks: Sequence[Any]) -> bool:
+    """Whether a message says all that the chunks say that were added up to it."""
     if not isinstance(total, BaseMessageChunk):
         return True
     said = "\0".join(_texts(_fields(total)))

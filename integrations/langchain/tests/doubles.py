@@ -15,6 +15,7 @@ from langchain_guardrails_qwen import GuardRunnable
 UNSAFE = "Safety: Unsafe\nCategories: Violent"
 SCRIPT = {"bomb": UNSAFE}
 REPLACED = "This content was removed by the safety policy."
+FILTERED = {"finish_reason": "content_filter"}
 
 
 class EchoModel(BaseChatModel):

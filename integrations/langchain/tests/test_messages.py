@@ -290,7 +290,11 @@ async def test_a_changed_message_keeps_metadata_and_loses_its_calls(
     assert (passed.id, passed.name, passed.content) == ("a1", "bot", REPLACED)
     assert (passed.tool_calls, passed.invalid_tool_calls) == ([], [])
     assert passed.usage_metadata == message.usage_metadata
-    assert passed.response_metadata == {"model_name": "m", "token_usage": {"total_tokens": 3}}
+    assert passed.response_metadata == {
+        "model_name": "m",
+        "token_usage": {"total_tokens": 3},
+        "finish_reason": "content_filter",
+    }
     assert passed.text == REPLACED
     assert [block["type"] for block in passed.content_blocks] == ["text"]
     assert "bomb" not in passed.model_dump_json()

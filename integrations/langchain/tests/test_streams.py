@@ -13,7 +13,14 @@ from langchain_core.runnables.utils import AddableDict
 
 from guardrails_qwen import Action, ConversationError, GuardViolation
 from guardrails_qwen.testing import ScriptedEngine
-from integrations.langchain.tests.doubles import REPLACED, Door, EchoModel, Guarding, Texts
+from integrations.langchain.tests.doubles import (
+    FILTERED,
+    REPLACED,
+    Door,
+    EchoModel,
+    Guarding,
+    Texts,
+)
 
 Chunks = Callable[..., AsyncIterator[Any]]
 
@@ -127,7 +134,9 @@ async def test_a_changed_stream_is_one_chunk(
             id="dicts that add up",
         ),
         pytest.param(
-            [["hello"], [AIMessage("a bomb")]], [["hello", AIMessage(REPLACED)]], id="lists"
+            [["hello"], [AIMessage("a bomb")]],
+            [["hello", AIMessage(REPLACED, response_metadata=FILTERED)]],
+            id="lists",
         ),
     ],
 )

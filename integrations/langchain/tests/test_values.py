@@ -10,7 +10,7 @@ from langchain_core.runnables.utils import AddableDict
 
 from guardrails_qwen import Action, ConversationError, GuardViolation, Stage
 from guardrails_qwen.testing import ScriptedEngine
-from integrations.langchain.tests.doubles import REPLACED, Door, Guarding, Texts
+from integrations.langchain.tests.doubles import FILTERED, REPLACED, Door, Guarding, Texts
 from langchain_guardrails_qwen import GuardRunnable
 
 SYSTEM = SystemMessage("Be kind.")
@@ -123,7 +123,7 @@ async def test_untouched_elements_stay_the_same_objects(door: Door, guarding: Gu
     assert passed["messages"][0] is first
     assert passed["messages"][1] is second
     assert passed["other"] is state["other"]
-    assert passed["messages"][2] == AIMessage(REPLACED, id="a1")
+    assert passed["messages"][2] == AIMessage(REPLACED, id="a1", response_metadata=FILTERED)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""A guard where values pass: what it judges there, and by which rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from guardrails_qwen import Decision, Guard, GuardError, Stage
+from guardrails_qwen.streaming import Streaming
+from langchain_guardrails_qwen.passage import Passing, asked, passages, settled
+from langchain_guardrails_qwen.prompts import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A guard, and what it shall judge of the values that pass."""
+
+    guard: Guard
+    stage: Stage | None = None
+    """The stage, if it shall not follow from the value."""
+    key: str | None = None
+    """The field to judge of a dict."""
+    streaming: Streaming = field(default_factory=Streaming)
+    """How replies are moderated while they are written."""
+
+    def judge(self, values: Iterable[Any], places: Iterable[Place]) -> list[Any]:
+        """What to pass on of each value, or the error that keeps it from passing."""
+        passing = self.read(values, places)
+        return settled(passing, self.check(passing))
+
+    async def ajudge(self, values: Iterable[Any], places: Iterable[Place]) -> list[Any]:
+        """`judge`, without blocking the event loop."""
+        passing = self.read(values, places)
+        return settled(passing, await self.acheck(passing))
+
+    def read(self, values: Iterable[Any], places: Iterable[Place]) -> list[Passing]:
+        """The values as they pass."""
+        return passages(values, places, self.stage, self.key)
+
+    def check(self, passing: Sequence[Passing]) -> list[Decision | GuardError]:
+        """The results for all that has to be judged of them, in order."""
+        return self.guard.check_many(asked(passing), stage=self.stage, return_exceptions=True)
+
+    async def acheck(self, passing: Sequence[Passing]) -> list[Decision | GuardError]:
+        """`check`, without blocking the event loop."""
+        return await self.guard.acheck_many(
+            asked(passing), stage=self.stage, return_exceptions=True
+        )
