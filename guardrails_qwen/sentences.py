@@ -1,4 +1,8 @@
-"""Where a text may be cut: its sentences, and the best place inside of one. Pure."""
+"""Where a text may be cut: its sentences, and the best place inside of one. Pure.
+
+The whole text is read for it. Of a text that grows, `guardrails_qwen.streaming.boundaries` finds
+the ends: less well, but what it has found stays true whatever comes behind.
+"""
 
 from __future__ import annotations
 
