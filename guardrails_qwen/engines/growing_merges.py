@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 _TRIED = 512
 _REMEMBERED = 50_000
+_SHORT = 32
 _NONE: frozenset[str] = frozenset()
 
 
@@ -42,6 +43,7 @@ class Merges:
         self._entries = sorted(vocabulary)
         self._longest = max(map(len, self._entries))
         self._follows = lru_cache(maxsize=_REMEMBERED)(self._tried)
+        self._short = lru_cache(maxsize=_REMEMBERED)(self._worked_out)
 
     def stable(
         self,
@@ -75,6 +77,10 @@ class Merges:
 
     def _growing(self, piece: str, limit: int, before: str, barred: frozenset[str]) -> int:
         """How much of the first `limit` characters keeps its tokens as the piece goes on."""
+        work_out = self._short if len(piece) <= _SHORT else self._worked_out
+        return work_out(piece, limit, before, barred)
+
+    def _worked_out(self, piece: str, limit: int, before: str, barred: frozenset[str]) -> int:
         paths = _Paths(piece, self.encode)
         common = len(piece)
         for start in range(max(0, len(piece) - self._longest + 1), len(piece)):
