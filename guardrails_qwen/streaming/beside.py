@@ -31,8 +31,9 @@ async def abeside(judging: Awaitable[object], chunks: AsyncIterable[T]) -> Async
     """
     arrived: asyncio.Queue[T | _End] = asyncio.Queue()
     room = asyncio.Semaphore(_AHEAD)
+    begun = asyncio.Event()
     verdict = asyncio.ensure_future(judging)
-    pulling = asyncio.create_task(_pull(chunks, arrived, room))
+    pulling = asyncio.create_task(_pull(chunks, arrived, room, begun))
     pulling.add_done_callback(lambda _: arrived.put_nowait(_END))
     try:
         await verdict
@@ -44,6 +45,8 @@ async def abeside(judging: Awaitable[object], chunks: AsyncIterable[T]) -> Async
         verdict.cancel()
         pulling.cancel()
         await asyncio.gather(verdict, pulling, return_exceptions=True)
+        if not begun.is_set():  # a response may be open before it is iterated over
+            await aclose_source(chunks)
 
 
 def beside(judge: Callable[[], object], chunks: Iterable[T]) -> Iterator[T]:
@@ -73,8 +76,12 @@ _END = _End()
 
 
 async def _pull(
-    chunks: AsyncIterable[T], arrived: asyncio.Queue[T | _End], room: asyncio.Semaphore
+    chunks: AsyncIterable[T],
+    arrived: asyncio.Queue[T | _End],
+    room: asyncio.Semaphore,
+    begun: asyncio.Event,
 ) -> None:
+    begun.set()
     source = aiter(chunks)
     try:
         await room.acquire()

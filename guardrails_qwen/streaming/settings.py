@@ -49,9 +49,9 @@ class Streaming:
     """Of engines that judge whole texts: a sentence that ends so many characters behind the last
     judged one is judged, with all before it."""
     growth: float = 1.5
-    """… and the stride grows, so that each judged part is at least so many times as long as the last
-    one: all of them together cost at most growth / (growth − 1) times as much as judging the whole
-    reply, which is done once more at its end."""
+    """… and the stride grows, so that each judged part is at least so many times as long as the
+    last one: all of them together cost at most growth / (growth − 1) times as much as judging the
+    whole reply, which is done once more at its end."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hold_back", _member(HoldBack, self.hold_back))

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,9 +33,13 @@ T = TypeVar("T")
 
 
 async def asynchronously(chunks: Iterable[T]) -> AsyncIterator[T]:
-    for chunk in chunks:
-        await asyncio.sleep(0)
-        yield chunk
+    try:
+        for chunk in chunks:
+            await asyncio.sleep(0)
+            yield chunk
+    finally:
+        if isinstance(chunks, Generator):
+            chunks.close()
 
 
 def told(events: Iterable[Event]) -> str:
