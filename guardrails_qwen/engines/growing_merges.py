@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, reduce
-from itertools import islice, takewhile
 from typing import NamedTuple
 
 _TRIED = 512
@@ -102,12 +101,12 @@ class Merges:
     def _tried(self, token: str, beginning: str, barred: frozenset[str]) -> bool:
         """Whether a longer entry that begins so, and is not barred, may stand behind `token`."""
         after = bisect_right(self._entries, beginning)
-        longer = takewhile(
-            lambda entry: entry.startswith(beginning), islice(self._entries, after, None)
-        )
-        for tried, entry in enumerate(longer):
+        for index in range(after, len(self._entries)):
+            entry = self._entries[index]
+            if not entry.startswith(beginning):
+                return False
             allowed = self._kind(entry[len(beginning) :]) not in barred
-            if tried == _TRIED or (allowed and self._neighbours(token, entry)):
+            if index == after + _TRIED or (allowed and self._neighbours(token, entry)):
                 return True
         return False
 

@@ -99,10 +99,9 @@ class Splits:
 
     def _probed(self, text: str) -> tuple[frozenset[int], frozenset[str]]:
         if not self._following:
-            self._following = tuple(
-                dict.fromkeys((*map(self._as_probe, _FOLLOWING), *map(self.kind, _PRINTABLE)))
-            )
-            self._kinds = frozenset(map(self.kind, "".join(f[:1] for f in self._following)))
+            following = (*map(self._as_probe, _FOLLOWING), *map(self.kind, _PRINTABLE))
+            self._kinds = frozenset(self.kind(probe[:1]) for probe in following)
+            self._following = tuple(dict.fromkeys(following))
         firsts = {following: self.cut(text + following)[0] for following in self._following}
         ends = frozenset(end if end <= len(text) else OPEN for end in firsts.values())
         onward = {self.kind(following[0]) for following, end in firsts.items() if end > len(text)}
