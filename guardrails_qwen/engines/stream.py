@@ -81,8 +81,9 @@ class StreamEngine(Closing):
         self._backbone: Backbone | None = checkpoint.backbone
         on_cpu = checkpoint.backbone.device.type == "cpu"
         row_tokens = row_tokens or (256 if on_cpu else 2048)
+        self._passes = StreamPasses(checkpoint.backbone)
         batcher: Batcher[Passing, Read] = Batcher(
-            StreamPasses(checkpoint.backbone),
+            self._passes,
             size=lambda passing: len(passing.ids),
             budget=row_tokens,
             settings=batching,
@@ -246,6 +247,7 @@ class StreamEngine(Closing):
     def close(self) -> None:
         """Answer those who wait, then let the model go. Later calls raise `EngineClosed`."""
         self._parts.batcher.close()
+        self._passes.close()
         self._backbone = None
 
     def _asked(self, conversations: Sequence[Conversation]) -> list[Whole | GuardError]:

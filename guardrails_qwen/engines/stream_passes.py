@@ -57,47 +57,28 @@ class StreamPasses:
     """Runs a batch of passings; those of one slot go in order, whatever of them fits at once."""
 
     def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
-        self._ragged = Ragged(backbone)
+        self._ragged: Ragged | None = Ragged(backbone)
 
     def __call__(self, batch: list[Passing]) -> list[Read | GuardError]:
-        """One answer for each, in order."""
+        """One answer for each, in order.
+
+        Raises:
+            EngineClosed: After `close()`.
+        """
+        ragged = self._ragged
+        if ragged is None:
+            raise EngineClosed("the engine is closed")
         found = dict[Passing, Read | GuardError]()
         for wave in _waves(batch):
-            found.update(self._wave(wave))
+            found.update(_ran(ragged, wave))
         for passing in batch:
             if passing.last:
                 passing.slot.free()
         return [found[passing] for passing in batch]
 
-    def _wave(self, wave: Sequence[_Chain]) -> dict[Passing, Read | GuardError]:
-        running = [chain for chain in wave if not chain[0].slot.freed]
-        answers: dict[Passing, Read | GuardError] = {
-            passing: EngineClosed("the session is closed") for chain in wave for passing in chain
-        }
-        if running:
-            stretches = [
-                Stretch(
-                    cache=self._cache(chain),
-                    past=chain[0].past,
-                    ids=[token for passing in chain for token in passing.ids],
-                )
-                for chain in running
-            ]
-            hidden = self._ragged(stretches)
-            answers.update(_read([passing for chain in running for passing in chain], hidden))
-        return answers
-
-    def _cache(self, chain: _Chain) -> TextCache:
-        slot, end = chain[0].slot, chain[-1].end
-        room, cache = max(slot.room, end), slot.cache
-        if cache is None:
-            cache = TextCache(self._backbone, room)
-        elif cache.room < room:
-            cache.grow(room, chain[0].past)
-        if not slot.freed:
-            slot.cache = cache
-        return cache
+    def close(self) -> None:
+        """Let the model go."""
+        self._ragged = None
 
 
 _Chain = list[Passing]
@@ -118,6 +99,39 @@ def _waves(batch: Sequence[Passing]) -> list[list[_Chain]]:
         waves[number + 1].append([passing])
         latest[id(passing.slot)] = number + 1, waves[number + 1][-1]
     return waves
+
+
+def _ran(ragged: Ragged, wave: Sequence[_Chain]) -> dict[Passing, Read | GuardError]:
+    """The answers of a wave, all chains of which run at once."""
+    running = [chain for chain in wave if not chain[0].slot.freed]
+    answers: dict[Passing, Read | GuardError] = {
+        passing: EngineClosed("the session is closed") for chain in wave for passing in chain
+    }
+    if running:
+        stretches = [
+            Stretch(
+                cache=_cache(ragged.backbone, chain),
+                past=chain[0].past,
+                ids=[token for passing in chain for token in passing.ids],
+            )
+            for chain in running
+        ]
+        hidden = ragged(stretches)
+        answers.update(_read([passing for chain in running for passing in chain], hidden))
+    return answers
+
+
+def _cache(backbone: Backbone, chain: _Chain) -> TextCache:
+    """The cache of a chain's slot, with room for it."""
+    slot, end = chain[0].slot, chain[-1].end
+    room, cache = max(slot.room, end), slot.cache
+    if cache is None:
+        cache = TextCache(backbone, room)
+    elif cache.room < room:
+        cache.grow(room, chain[0].past)
+    if not slot.freed:
+        slot.cache = cache
+    return cache
 
 
 @torch.inference_mode()

@@ -346,6 +346,16 @@ class TestSessions:
         with pytest.raises(EngineClosed):
             engine.judge([ASK])
 
+    def test_a_closed_engine_lets_its_model_go(self, folder: Path) -> None:
+        engine = StreamEngine.from_pretrained(folder)
+        session = engine.open(ASK)
+        gc.collect()
+        before = tensors()
+        engine.close()
+        session.close()
+        gc.collect()
+        assert tensors() < before - 20  # two layers of seven weights, embedding, norms, angles
+
 
 class TestLimits:
     """Sessions are bounded in number and memory, and account for themselves."""
@@ -540,6 +550,11 @@ class TestSharing:
         _, found = asyncio.run(both())
         assert isinstance(found, list)
         assert near([*found, *staying.finish()], expected)
+
+
+def tensors() -> int:
+    """How many there are."""
+    return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
 
 
 def hold(
