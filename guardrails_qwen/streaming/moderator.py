@@ -173,7 +173,9 @@ class StreamModerator:
         end = None if self._cut is None else self._ends.after(self._flagged)
         if self._cut is None or end is None or self.over:
             return
-        end = self._cut + len(self._draft.slice(self._cut, end).rstrip())
+        ink = self._cut + len(self._draft.slice(self._cut, end).rstrip())
+        if ink >= self._flagged:  # the white space behind the sentence is not flagged, and stays
+            end = ink
         kept = self._offsets.cut(self._cut, end)
         self._draft.resume(end)
         self._cut, self._fed, self._judged = None, end, kept

@@ -279,6 +279,13 @@ def test_the_judge_forgets_what_was_taken_out(doors: StreamDoors) -> None:
     assert tape.asked.count(Truncate(characters=4)) == 2
 
 
+def test_white_space_that_is_flagged_is_taken_out_once(doors: StreamDoors) -> None:
+    tape = Tape(bad="x ")
+    events = doors.moderate(moderator(REDACT), tape, ["Ab. xx.    Gh. Ij."])
+    assert told(events) == f"Ab. {MARK}Gh. Ij."
+    assert sum(isinstance(ask, Truncate) for ask in tape.asked) == 2
+
+
 def test_what_follows_a_sentence_that_is_taken_out_last_is_judged(doors: StreamDoors) -> None:
     judged, tape = moderator(REDACT), Tape(bad="x", late=True)
     events = doors.moderate(judged, tape, ["Ab. xx. Gh. xx. Ij."])
