@@ -174,7 +174,8 @@ class StreamModerator:
         if self._cut is None or end is None or self.over:
             return
         ink = self._cut + len(self._draft.slice(self._cut, end).rstrip())
-        if ink >= self._flagged:  # the white space behind the sentence is not flagged, and stays
+        # white space behind the sentence stays, unless a flagged token is in it
+        if ink >= (self._flagged if self.per_token else self._cut + 1):
             end = ink
         kept = self._offsets.cut(self._cut, end)
         self._draft.resume(end)
