@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
+from itertools import combinations
 
 _COMPOSED = (range(0xC0, 0x3100), range(0x11000, 0x12000), range(0x16D00, 0x17000))
 _VOWEL_AND_FINAL_JAMO = frozenset(map(chr, (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))))
@@ -71,9 +72,17 @@ def _composes(character: str) -> bool:
     return bool(marks) or base in _LEADING_JAMO or base in _composed()
 
 
+@lru_cache(maxsize=4096)
 def _marks(base: str) -> tuple[str, ...]:
-    """All that a character composes with: single marks and several in a row."""
-    return _composed().get(base, ())
+    """All that may complete what a character composes with, of which a part may be there."""
+    return tuple(
+        {
+            "".join(part)
+            for marks in _composed().get(base, ())
+            for length in range(1, len(marks) + 1)
+            for part in combinations(marks, length)
+        }
+    )
 
 
 @lru_cache(maxsize=1)

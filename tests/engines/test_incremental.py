@@ -47,6 +47,8 @@ TEXTS = {
     "Korean": "한국어는 교착어이며 조사가 발달해 있다.",
     "jamo": unicodedata.normalize("NFD", "한국어는 교착어이다."),
     "French": "Ça va déjà, l'été où l'élève est né à Noël.",
+    "Vietnamese": "Tiếng Việt là tiếng mẹ đẻ. Biết viết tiếng Việt: điều tốt.",
+    "half composed": "Tiê\u0301ng Viê\u0323t la\u0300 tiê\u0301ng me\u0323. Biê\u0301t viê\u0301t.",
     "decomposed": unicodedata.normalize("NFD", "Ça va déjà, Việt Nam, ệ Å ≠."),
     "marks": "a\u0323\u0301\u0302 e\u0301\u0323 x\u0338\u0334 中\u0301\u0323 \u0301=\u0338",
     "emoji": "Hi 👍🏽 there 👩🏽\u200d🚀!! 🇫🇷🇩🇪 ❤\ufe0f ok... wow?!'s",
@@ -183,6 +185,17 @@ def test_offsets_of_normalized_text_are_the_tokenizers(text: str, cuts: list[int
     tokens = fed(encoder("bundled").growing(), chunks(text, cuts))
     expected = tokenizer("bundled").encode(text, add_special_tokens=False).offsets
     assert [(token.start, token.end) for token in tokens] == expected
+
+
+def test_a_letter_that_is_half_composed_may_become_part_of_a_token() -> None:
+    """ê and an acute accent are ế, with which "tiế" is a token, although "tiê" is none."""
+    merges = [("t", "i"), ("á", "º"), ("áº", "¿"), ("ti", "áº¿")]
+    entries = [*sorted(ByteLevel.alphabet()), *map("".join, merges)]
+    small = Tokenizer(BPE({entry: id_ for id_, entry in enumerate(entries)}, merges))
+    small.pre_tokenizer = ByteLevel(add_prefix_space=False)  # pyright: ignore
+    small.normalizer = NFC()  # pyright: ignore[reportAttributeAccessIssue]
+    tokens = fed(TextEncoder(small).growing(), iter("tiê\u0301"))
+    assert [(token.id, token.start, token.end) for token in tokens] == [(len(entries) - 1, 0, 4)]
 
 
 def test_tokens_of_the_head_are_nowhere_in_the_text() -> None:
