@@ -104,9 +104,16 @@ def _ratio(row: Mapping[str, Cost], less: str, more: str) -> str:
 
 def _flatness(rows: Iterable[Flatness], places: tuple[int, int]) -> str:
     head = ["fed", *(f"before token {place:,}" for place in places), "ratio"]
+    head += [f"a chunk before token {places[1]:,}"]
     return "A token's work in ms, tokenizing and policy included.\n\n" + table(
         head,
-        ([_fed(row.fed), _ms(row.early), _ms(row.late), f"{row.ratio:.2f}"] for row in rows),
+        (
+            [
+                *[_fed(row.fed), _ms(row.early), _ms(row.late), f"{row.ratio:.2f}"],
+                _ms(row.fed * row.late),
+            ]
+            for row in rows
+        ),
     )
 
 
