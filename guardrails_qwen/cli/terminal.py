@@ -68,7 +68,7 @@ class Output:
             return
         shown = printable(text)
         if self._coloured and (colour or bold):
-            shown = typer.style(shown, fg=colour, bold=bold)
+            shown = typer.style(shown, fg=colour, bold=bold or None)
         typer.echo(shown, nl=False, color=self._coloured)
         self._inside_line = not text.endswith("\n")
 
