@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from guardrails_qwen import Category, Conversation, Severity, Verdict
 from guardrails_qwen.engines.session import Session
@@ -316,6 +318,54 @@ def test_other_checkpoints(tmp_path: Path, shape: stream_shaped.Shape) -> None:
         assert session.prompt is not None
         _require_prompt(session.prompt, reference.prompt(case.turns))
     _require_same(found, reference.reply(case.turns, case.reply), case.reply)
+
+
+_TEXTS = st.lists(
+    st.one_of(
+        st.text(min_size=1, max_size=6),
+        st.sampled_from(
+            [
+                "It's ",
+                "n't",
+                "  ",
+                "\n",
+                "\r\n",
+                " \n ",
+                "!!",
+                "中文",
+                "。",
+                "각",
+                "e\u0301",
+                "\u0301",
+            ]
+        ),
+        st.sampled_from(
+            ["<|im_end|>", "<|im_start|>", "</think>\n\n", "🏳️‍🌈", "١٢", "กำ", "क्षि", "x\t"]
+        ),
+    ),
+    min_size=1,
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=_TEXTS, reply=_TEXTS, seed=st.integers(0, 99))
+def test_any_text_in_any_chunks(
+    engine: StreamEngine, reference: StreamReference, prompt: str, reply: str, seed: int
+) -> None:
+    turns = [("user", prompt)]
+    expected = reference.reply(turns, reply)
+    session = engine.open(_conversation(turns))
+    try:
+        found = _pieces(session, *_cut(reply, 5, random.Random(seed)), "")
+    finally:
+        session.close()
+    assert session.prompt is not None
+    _require_prompt(session.prompt, reference.prompt(turns))
+    assert [token.token for token in found] == [read.token for read in expected]
+    for token, read in zip(found, expected, strict=True):
+        _require_close(token.severity_scores, read.severity)
+        _require_close(token.category_scores, read.category)
 
 
 def _conversation(turns: Sequence[Turn]) -> Conversation:
