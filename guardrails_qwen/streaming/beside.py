@@ -36,15 +36,14 @@ async def abeside(judging: Awaitable[object], chunks: AsyncIterable[T]) -> Async
     pulling = asyncio.create_task(_pull(chunks, arrived, room, begun))
     pulling.add_done_callback(lambda _: arrived.put_nowait(_END))
     try:
-        await verdict
+        await verdict  # a cancellation goes on to it
         while not isinstance(chunk := await arrived.get(), _End):
             room.release()
             yield chunk
         await pulling  # raises what the source raised
     finally:
-        verdict.cancel()
         pulling.cancel()
-        await asyncio.gather(verdict, pulling, return_exceptions=True)
+        await asyncio.gather(pulling, return_exceptions=True)
         if not begun.is_set():  # a response may be open before it is iterated over
             await aclose_source(chunks)
 

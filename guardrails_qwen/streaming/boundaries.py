@@ -103,7 +103,7 @@ class SentenceEnds:
         if self._space:
             stopped = self._stop and not self._abbreviated()
             return stopped or length >= (_CLAUSE if self._stopless else _LONG)
-        return length >= _LONGEST and not unicodedata.category(character).startswith(("M", "C"))
+        return length >= _LONGEST and not unicodedata.category(character).startswith("M")
 
     def _read(self, character: str) -> None:
         if self._space:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from guardrails_qwen.conversation import Conversation, Message, Role
 from guardrails_qwen.engines.base import Engine, Outcome
 from guardrails_qwen.engines.session import Judged, ReplyJudge, Session, SessionEngine
-from guardrails_qwen.errors import EngineClosed, EngineError, GuardError
+from guardrails_qwen.errors import EngineClosed, GuardError
 from guardrails_qwen.streaming.boundaries import SentenceEnds
 from guardrails_qwen.streaming.settings import Streaming
 from guardrails_qwen.verdict import Severity, Verdict
@@ -172,7 +172,9 @@ class RepeatedJudge:
     def _read(self, ends: Sequence[int], outcomes: Sequence[Outcome]) -> list[Stretch]:
         """What was judged. An error behind it waits for the next door, so that it is not lost."""
         if len(outcomes) != len(ends):
-            raise EngineError("the engine returned another number of outcomes than was asked for")
+            raise GuardError(
+                f"the engine returned {len(outcomes)} outcomes for {len(ends)} conversations"
+            )
         judged = list[Stretch]()
         for end, outcome in zip(ends, outcomes, strict=True):
             if isinstance(outcome, Verdict):

@@ -33,12 +33,12 @@ class LetteredJudge:
         """… characters judged, those of forgotten text included."""
         self.clear = 0
         """Characters up to which all tokens are judged."""
-        self._bytes = 0
+        self._bytes: int = 0
 
     def feed(self, text: str) -> list[TokenVerdict]:
         self.asked += 1
         self.text += text
-        return self._until(len(self.text[: -self.ahead].encode()))
+        return self._until(len(self.text[: max(0, len(self.text) - self.ahead)].encode()))
 
     async def afeed(self, text: str) -> list[TokenVerdict]:
         return self.feed(text)

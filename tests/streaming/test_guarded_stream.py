@@ -175,6 +175,16 @@ def test_the_model_stops_before_the_reader_learns_of_it() -> None:
     pytest.fail("nothing was blocked")
 
 
+async def test_the_model_stops_before_the_reader_learns_of_it_in_an_event_loop() -> None:
+    engine = ScriptedStreamEngine(tokens={"bomb": HARM})
+    source = Source(CHUNKS)
+    texts = Guard(engine).stream(ASK, settings=Streaming(closing="Sorry.")).atexts(source)
+    while await anext(texts) != "Sorry.":
+        assert source.closed == 0
+    assert source.closed == 1
+    await texts.aclose()
+
+
 def test_a_redacted_reply_goes_on(doors: StreamDoors) -> None:
     harm = {"bomb": HARM}
     policy = Policy.strict(action=Action.REDACT)

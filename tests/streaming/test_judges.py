@@ -12,7 +12,6 @@ from guardrails_qwen import (
     Conversation,
     ConversationError,
     EngineClosed,
-    EngineError,
     GuardError,
     Message,
     Outcome,
@@ -116,7 +115,7 @@ def test_an_engine_that_answers_too_little_fails(doors: StreamDoors) -> None:
         def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
             return super().judge(conversations)[1:]
 
-    with pytest.raises(EngineError):
+    with pytest.raises(GuardError, match="0 outcomes for 1 conversations"):
         list(doors.judged(RepeatedJudge(Short(), PROMPT, EAGER), ["One. Two"]))
 
 

@@ -105,6 +105,11 @@ def lettered(_: Streaming) -> LetteredJudge:
     return LetteredJudge()
 
 
+def at_once(_: Streaming) -> LetteredJudge:
+    """Judges all that is there."""
+    return LetteredJudge(ahead=0)
+
+
 def late(_: Streaming) -> LetteredJudge:
     """Judges next to nothing before the end."""
     return LetteredJudge(ahead=50)
@@ -127,7 +132,7 @@ def moderated(
     return events, moderator.decision
 
 
-judges = st.sampled_from([lettered, late, repeated])
+judges = st.sampled_from([lettered, at_once, late, repeated])
 Made = Callable[[Streaming], ReplyJudge]
 
 

@@ -245,6 +245,9 @@ REDACTED = [
         [(4, 7), (12, 16)],
         id="two that text parts are two",
     ),
+    pytest.param(
+        "ab！xxc！xd！e", f"ab！{MARK}xd！e", [(3, 7)], id="what is forgotten counts no more"
+    ),
     pytest.param("A\nBxx\n\nC", f"A\n{MARK}\n\nC", [(2, 5)], id="lines stay lines"),
 ]
 
@@ -299,6 +302,26 @@ def test_a_marker_names_what_its_sentence_was(doors: StreamDoors) -> None:
     assert told(events) == "Good one. [removed: PII] Good."
     [mark] = [event for event in events if isinstance(event, Redact)]
     assert (mark.start, mark.decision.action) == (10, Action.REDACT)
+
+
+def test_a_marker_names_what_it_stands_for_first_and_the_decision_all(doors: StreamDoors) -> None:
+    judged = moderator(REDACT)
+    events = doors.moderate(judged, LetteredJudge(), ["Good. Bad xxxxxx. Bad zzzzzz. Good."])
+    assert told(events) == "Good. [removed: Violent] Good."
+    assert judged.decision is not None
+    [span] = judged.decision.redactions
+    assert span.categories == {Category.VIOLENT, Category.PII}
+
+
+def test_what_the_reader_has_is_not_taken_out(doors: StreamDoors) -> None:
+    text = (
+        "ab。cxxd！xe！f"  # the first x behind the cut is the second of a run that begins before it
+    )
+    judged = moderator(REDACT)
+    events = doors.moderate(judged, Tape(bad="x。"), list(text))
+    assert told(events) == f"ab。{MARK}f"
+    assert judged.decision is not None
+    assert [(span.start, span.end) for span in judged.decision.redactions] == [(3, 11)]
 
 
 def test_a_reply_that_needs_too_many_redactions_is_replaced(doors: StreamDoors) -> None:
