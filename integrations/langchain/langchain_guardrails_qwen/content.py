@@ -85,6 +85,11 @@ def is_words(block: str | dict[Any, Any]) -> bool:
     return isinstance(block, str) or _kind(block) in _WORDS
 
 
+def is_token(text: str) -> bool:
+    """Whether a text is a mark or an id, which says nothing."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def word_field(block: Mapping[str, Any]) -> str:
     """Where the words of a block are that is read aloud."""
     return _WORDS[_kind(block)]
@@ -163,7 +168,7 @@ def _beside_words(block: Mapping[str, Any]) -> dict[str, Any]:
     """A block without its words, and without what is encrypted in it."""
     kind, encrypted = _kind(block), block.get("data")
     known = _WORDS.get(kind)
-    if kind == "redacted_thinking" and isinstance(encrypted, str) and _TOKEN.fullmatch(encrypted):
+    if kind == "redacted_thinking" and isinstance(encrypted, str) and is_token(encrypted):
         known = "data"
     return {key: value for key, value in block.items() if key != known}
 
@@ -179,7 +184,7 @@ def _leaves(value: object, *, technical: bool = False, depth: int = 0) -> Iterat
     if isinstance(value, BaseModel):
         value = vars(value) | (value.model_extra or {})
     if isinstance(value, str):
-        if value and not (technical and _TOKEN.fullmatch(value)):
+        if value and not (technical and is_token(value)):
             yield value
     elif isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():

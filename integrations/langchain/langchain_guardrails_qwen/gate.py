@@ -47,3 +47,15 @@ class Gate:
         return await self.guard.acheck_many(
             asked(passing), stage=self.stage, return_exceptions=True
         )
+
+
+def none_failed(results: list[Any]) -> list[Any]:
+    """What may pass of values, where that is so of all of them.
+
+    Raises:
+        Exception: The first one among them.
+    """
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results

@@ -16,7 +16,7 @@ from langchain_core.messages import (
 )
 
 from guardrails_qwen import Action, ConversationError, Decision, Message, Role
-from langchain_guardrails_qwen.content import others, thoughts, tool_calls, words
+from langchain_guardrails_qwen.content import is_token, others, thoughts, tool_calls, words
 
 _ROLES: dict[type[BaseMessage], Role] = {
     HumanMessage: Role.USER,
@@ -84,9 +84,10 @@ def read_message(message: BaseMessage) -> Message:
 def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
     """The message that a decision passes on: the same one where it is allowed.
 
-    A changed one keeps type, id and metadata, and loses everything else that may say what was
-    decided against: tool calls, reasoning, artifacts, additional arguments, log-probabilities, and
-    the name of a user, who may have chosen it. Names of agents and tools are the application's.
+    A changed one keeps type, metadata and id, if that is no more than an id, and loses everything
+    else that may say what was decided against: tool calls, reasoning, artifacts, additional
+    arguments, log-probabilities, and the name of a user, who may have chosen it. Names of agents
+    and tools are the application's. A reply that was replaced or dropped says so.
     """
     if decision.allowed:
         return message
@@ -99,6 +100,7 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
         **_emptied(message),
         **({"artifact": None} if "artifact" in fields else {}),
         **({"name": None} if isinstance(message, HumanMessage) else {}),
+        "id": identity(message),
     }
     changed = message.model_copy(update=update)
     (changed.model_extra or {}).clear()
@@ -114,6 +116,11 @@ def kept_metadata(given: dict[str, Any]) -> dict[str, Any]:
     }
     usage = {key: _numbers(given[key]) for key in _USAGE if isinstance(given.get(key), dict)}
     return kept | usage
+
+
+def identity(message: BaseMessage) -> str | None:
+    """The id of a message, if it says nothing."""
+    return message.id if message.id and is_token(message.id) else None
 
 
 def _finished(message: BaseMessage, decision: Decision) -> dict[str, Any]:

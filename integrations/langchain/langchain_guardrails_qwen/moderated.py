@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from langchain_guardrails_qwen.sources import aclose_source, close_source
 from langchain_guardrails_qwen.streams import added_up, released
 
 
-def moderated(gate: Gate, chunks: Iterable[Any], place: Place) -> Iterator[Any]:
+def moderated(gate: Gate, chunks: Iterable[Any], place: Place) -> Generator[Any, None, None]:
     """What may pass of a stream, while it comes.
 
     Chunks of a reply leave when their text was cleared; chunks of anything else when the value that

@@ -17,7 +17,7 @@ from langchain_guardrails_qwen.content import (
     word_field,
     words,
 )
-from langchain_guardrails_qwen.messages import FILTERED, kept_metadata
+from langchain_guardrails_qwen.messages import FILTERED, identity, kept_metadata
 
 ReplyChunk = str | AIMessageChunk
 """What a reply comes in."""
@@ -71,7 +71,7 @@ def said(chunk: ReplyChunk, text: str) -> ReplyChunk:
     """Another text as a chunk of the same reply, without anything else."""
     if isinstance(chunk, str):
         return text
-    return AIMessageChunk(content=_content(chunk, text), id=chunk.id)
+    return AIMessageChunk(content=_content(chunk, text), id=identity(chunk))
 
 
 def closing(chunk: ReplyChunk, text: str, usage: UsageMetadata | None) -> ReplyChunk:
@@ -86,11 +86,18 @@ def closing(chunk: ReplyChunk, text: str, usage: UsageMetadata | None) -> ReplyC
         return text
     return AIMessageChunk(
         content=_content(chunk, text),
-        id=chunk.id,
+        id=identity(chunk),
         response_metadata=dict(FILTERED),
         usage_metadata=usage,
         chunk_position="last",
     )
+
+
+def ended(chunk: ReplyChunk) -> ReplyChunk:
+    """A chunk as the last one of a reply."""
+    if isinstance(chunk, str):
+        return chunk
+    return chunk.model_copy(update={"chunk_position": "last"})
 
 
 def is_end(chunk: ReplyChunk) -> bool:

@@ -17,6 +17,7 @@ from langchain_guardrails_qwen.passage import Passing
 from langchain_guardrails_qwen.pieces import (
     BlockOrder,
     closing,
+    ended,
     is_end,
     is_silent,
     part,
@@ -148,7 +149,7 @@ class Reply:
         elif decision.allowed and not self._changed:
             yield from rest if is_complete(total, self.came) else added_up(rest)
         elif not self._told:
-            yield _changed(total, decision)
+            yield ended(_changed(total, decision))
         elif decision.action is Action.REDACT and not self._changed:
             yield from self._redacted(total, rest, decision)
         else:
@@ -207,7 +208,8 @@ class Reply:
         if isinstance(unsaid, str):
             yield tail
         else:
-            yield decided_message(unsaid, decision).model_copy(update={"content": tail})
+            changed = _changed(unsaid, decision)
+            yield ended(changed.model_copy(update={"content": tail}))
 
     def _tell(self, chunk: Any) -> Any:
         self._told.append(_text(chunk))

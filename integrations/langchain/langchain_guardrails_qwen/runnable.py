@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from guardrails_qwen import Guard, Stage
 from guardrails_qwen.streaming import Streaming
-from langchain_guardrails_qwen.gate import Gate
+from langchain_guardrails_qwen.gate import Gate, none_failed
 from langchain_guardrails_qwen.moderated import amoderated, moderated
 from langchain_guardrails_qwen.prompts import Place
 from langchain_guardrails_qwen.sources import (
@@ -33,7 +33,6 @@ from langchain_guardrails_qwen.sources import (
 from langchain_guardrails_qwen.wrap import guarded
 
 RunManagers = Sequence[BaseRunManager]
-_Value = TypeVar("_Value")
 _STREAMING = Streaming()
 
 
@@ -56,14 +55,18 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     that its own list begins with; where there is neither (the guards are in different sequences, or
     one is wrapped in `with_retry` or `with_fallbacks`), alone. `wrap` is sure to find it.
 
-    A stream is held back until all of it was judged. Callbacks of the model itself see its tokens
-    before that.
+    A reply that streams is moderated while it is written: chunks of text leave, in their types and
+    with their ids, when they are cleared. Anything else is held back until all of it was judged: a
+    prompt, and what comes from the first chunk on that says more than text (tool calls, reasoning).
+    A blocked reply stops the model. Callbacks of the model itself see its tokens before any guard
+    can; `GuardedChatModel` is for that.
 
     Args:
         guard: The engine and the policy.
         stage: The stage, if it shall not follow from the value.
         key: The field to judge of a dict.
         name: The name in graphs and traces; by default "guard", with the stage if there is one.
+        streaming: How replies are moderated while they are written.
 
     Raises:
         GuardViolation: The policy blocks the value.
@@ -91,7 +94,11 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         super().__init__(**fields)
 
     def wrap(
-        self, runnable: RunnableLike[Any, Any], *, output_key: str | None = None
+        self,
+        runnable: RunnableLike[Any, Any],
+        *,
+        output_key: str | None = None,
+        beside: bool = False,
     ) -> Runnable[Any, Any]:
         """A runnable that judges its input, runs `runnable`, and judges the reply with the input.
 
@@ -101,10 +108,15 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         Args:
             runnable: A model, a chain, or anything that can be made a runnable.
             output_key: The field to judge of the reply, if that is a dict.
+            beside: Run `runnable` while the input is judged. Nothing is released before the
+                verdict; an unsafe input ends the run, and one that passes changed makes a new one.
+                Batches judge the input first.
         """
         left = GuardRunnable(self.guard, key=self.key, name="guard-input")
-        right = GuardRunnable(self.guard, key=output_key, name="guard-output")
-        return guarded(left, runnable, right)
+        right = GuardRunnable(
+            self.guard, key=output_key, name="guard-output", streaming=self.streaming
+        )
+        return guarded(left, runnable, right, beside=beside)
 
     @override
     def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
@@ -199,20 +211,13 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         return Gate(guard=self.guard, stage=self.stage, key=self.key, streaming=self.streaming)
 
     def _invoke(self, value: Any, run_manager: CallbackManagerForChainRun) -> Any:
-        return _only(self._judge([value], [run_manager]))
+        return none_failed(self._judge([value], [run_manager]))[0]
 
     async def _ainvoke(self, value: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
-        return _only(await self._ajudge([value], [run_manager]))
+        return none_failed(await self._ajudge([value], [run_manager]))[0]
 
     def _judge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
         return self._gate.judge(values, map(Place.of, run_manager))
 
     async def _ajudge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
         return await self._gate.ajudge(values, map(Place.of, run_manager))
-
-
-def _only(results: list[_Value | Exception]) -> _Value:
-    [result] = results
-    if isinstance(result, Exception):
-        raise result
-    return result

@@ -11,12 +11,13 @@ from langchain_core.messages import BaseMessageChunk
 from langchain_core.runnables.utils import AddableDict
 
 from guardrails_qwen import ConversationError
+from langchain_guardrails_qwen.content import is_token
 
 _PIECES = (str, BaseMessageChunk, list, AddableDict)
 """Kinds of values that are streamed in pieces."""
 
 _NOT_ADDED = frozenset(
-    {"id", "type", "example", "response_metadata", "usage_metadata", "artifact"}
+    {"type", "example", "response_metadata", "usage_metadata", "artifact"}
     | {"tool_calls", "invalid_tool_calls"}
 )
 """Fields of chunks that say nothing, or nothing that `tool_call_chunks` does not say."""
@@ -79,7 +80,10 @@ def is_complete(total: object, chunks: Sequence[Any]) -> bool:
 
 def _fields(chunk: BaseMessageChunk) -> dict[str, Any]:
     fields = {**vars(chunk), **(chunk.model_extra or {})}
-    return {key: value for key, value in fields.items() if key not in _NOT_ADDED}
+    own = {key: value for key, value in fields.items() if key not in _NOT_ADDED}
+    if chunk.id and is_token(chunk.id):
+        del own["id"]  # of several ids one is kept
+    return own
 
 
 def _texts(value: object) -> Iterator[str]:

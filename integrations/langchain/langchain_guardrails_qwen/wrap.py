@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.runnables import (
     Runnable,
     RunnableBinding,
@@ -12,20 +15,32 @@ from langchain_core.runnables import (
     RunnableSequence,
 )
 from langchain_core.runnables.base import RunnableLike, coerce_to_runnable
+from langchain_core.runnables.config import patch_config
 from typing_extensions import override
+
+from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
+from langchain_guardrails_qwen.sources import aclose_source
+from langchain_guardrails_qwen.streams import added_up
 
 
 def guarded(
-    left: Runnable[Any, Any], runnable: RunnableLike[Any, Any], right: Runnable[Any, Any]
+    left: Runnable[Any, Any],
+    runnable: RunnableLike[Any, Any],
+    right: Runnable[Any, Any],
+    *,
+    beside: bool = False,
 ) -> Runnable[Any, Any]:
     """`left | runnable | right`, in a run of its own. Keyword arguments go to `runnable`.
+
+    With `beside`, `left` and `runnable` run at the same time; batches run one after the other.
 
     Sequences that meet are merged into one, with one run. A binding around each keeps them apart:
     guards inside `runnable` and outside the whole remember their prompts elsewhere.
     """
     inner: Runnable[Any, Any] = coerce_to_runnable(runnable)
     name = f"guarded({inner.get_name()})"
-    return _unmerged(_Guarded(first=left, middle=[_unmerged(inner)], last=right, name=name))
+    kind = _GuardedBeside if beside else _Guarded
+    return _unmerged(kind(first=left, middle=[_unmerged(inner)], last=right, name=name))
 
 
 def _unmerged(runnable: Runnable[Any, Any]) -> Runnable[Any, Any]:
@@ -89,3 +104,98 @@ class _Guarded(RunnableSequence[Any, Any]):
     ) -> AsyncIterator[Any]:
         async for chunk in self._bound(kwargs).atransform(input, config):
             yield chunk
+
+
+class _GuardedBeside(_Guarded):
+    """The same, of which the first two run at the same time."""
+
+    @override
+    def _bound(self, kwargs: dict[str, Any]) -> RunnableSequence[Any, Any]:
+        left, runnable, right = super()._bound(kwargs).steps
+        return _Beside(first=left, middle=[runnable], last=right, name=self.name)
+
+
+class _Beside(RunnableSequence[Any, Any]):
+    """A sequence of three, of which the second one runs while the first one judges its input."""
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return self._call_with_config(self._answer, input, config)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return await self._acall_with_config(self._aanswer, input, config)
+
+    def _answer(
+        self, value: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig
+    ) -> Any:
+        left, runnable, right = self.steps
+        first, second, third = _children(run_manager, config)
+        call = partial(once, partial(runnable.invoke, config=second))
+        [reply] = answers(partial(left.invoke, value, first), call, value, early=True)
+        return right.invoke(reply, third)
+
+    async def _aanswer(
+        self, value: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+    ) -> Any:
+        left, runnable, right = self.steps
+        first, second, third = _children(run_manager, config)
+        call = partial(aonce, partial(runnable.ainvoke, config=second))
+        answer = aanswers(partial(left.ainvoke, value, first), call, value, early=True)
+        async with aclosing(answer) as replies:
+            [reply] = [reply async for reply in replies]
+        return await right.ainvoke(reply, third)
+
+    @override
+    def _transform(
+        self,
+        inputs: Iterator[Any],
+        run_manager: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        left, runnable, right = self.steps
+        first, second, third = _children(run_manager, config)
+        for value in added_up(list(inputs)):
+            replies = answers(
+                partial(left.invoke, value, first),
+                partial(runnable.stream, config=second),
+                value,
+                early=True,
+            )
+            yield from right.transform(replies, third)
+
+    @override
+    async def _atransform(
+        self,
+        inputs: AsyncIterator[Any],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> AsyncIterator[Any]:
+        left, runnable, right = self.steps
+        first, second, third = _children(run_manager, config)
+        for value in added_up([chunk async for chunk in inputs]):
+            replies = aanswers(
+                partial(left.ainvoke, value, first),
+                partial(runnable.astream, config=second),
+                value,
+                early=True,
+            )
+            chunks = right.atransform(replies, third)
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            finally:
+                await aclose_source(chunks)
+
+
+def _children(
+    run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
+    config: RunnableConfig,
+) -> list[RunnableConfig]:
+    """The configs of the steps, numbered as sequences do."""
+    return [
+        patch_config(config, callbacks=run_manager.get_child(f"seq:step:{step}"))
+        for step in (1, 2, 3)
+    ]

@@ -1,14 +1,23 @@
 """A model that echoes, the eight ways to run a runnable, and the types of the fixtures."""
 
+import asyncio
+import operator
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import reduce
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    message_chunk_to_message,
+)
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import Field
+from pydantic import ConfigDict, Field, SkipValidation
 
 from langchain_guardrails_qwen import GuardRunnable
 
@@ -55,6 +64,84 @@ class EchoModel(BaseChatModel):
     def _reply(self, messages: list[BaseMessage]) -> str:
         self.sent.append(messages)
         return f"{self.prefix}{messages[-1].text}"
+
+
+class WritingModel(BaseChatModel):
+    """Writes the given chunks, and logs what it wrote and how that ended.
+
+    Args:
+        chunks: Message chunks; an exception is raised, and None hangs until it is cancelled.
+    """
+
+    chunks: SkipValidation[Iterable[Any]]
+    log: list[str] = Field(default_factory=list[str])
+    sent: list[list[BaseMessage]] = Field(default_factory=list[list[BaseMessage]])
+    hanging: asyncio.Event = Field(default_factory=asyncio.Event)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @property
+    def _llm_type(self) -> str:
+        return "writing"
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+        self.sent.append(messages)
+        total = reduce(operator.add, (c for c in self.chunks if isinstance(c, AIMessageChunk)))
+        message = AIMessage(**message_chunk_to_message(total).model_dump(exclude={"type"}))
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> ChatResult:
+        if None in self.chunks:
+            try:
+                await self._hang()
+            finally:
+                self.log.append("closed")
+        return self._generate(messages)
+
+    def _stream(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        self.sent.append(messages)
+        try:
+            for chunk in self.chunks:
+                yield self._written(chunk)
+            self.log.append("done")
+        except GeneratorExit:
+            self.log.append("closed")
+            raise
+
+    async def _astream(
+        self, messages: list[BaseMessage], *args: Any, **kwargs: Any
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        self.sent.append(messages)
+        try:
+            for chunk in self.chunks:
+                if chunk is None:
+                    await self._hang()
+                yield self._written(chunk)
+                await asyncio.sleep(0)
+            self.log.append("done")
+        except (GeneratorExit, asyncio.CancelledError):
+            self.log.append("closed")
+            raise
+
+    def _written(self, chunk: AIMessageChunk | Exception | None) -> ChatGenerationChunk:
+        if not isinstance(chunk, AIMessageChunk):
+            raise chunk or AssertionError("only what is asynchronous can hang")
+        self.log.append(chunk.text)
+        return ChatGenerationChunk(message=chunk.model_copy())
+
+    async def _hang(self) -> None:
+        self.hanging.set()
+        await asyncio.Event().wait()
+
+
+def writing(text: str, size: int = 0, **last: Any) -> WritingModel:
+    """A model that writes a text word by word, or so many characters at once."""
+    parts = re.findall(rf".{{1,{size}}}" if size else r"\s*\S+", text, re.DOTALL)
+    *chunks, end = [AIMessageChunk(content=part, id="msg-1") for part in parts]
+    return WritingModel(chunks=[*chunks, end.model_copy(update=last)])
 
 
 Door = Callable[..., Awaitable[list[Any]]]

@@ -4,4 +4,8 @@ import langchain_guardrails_qwen
 
 
 def test_public_names() -> None:
-    assert langchain_guardrails_qwen.__all__ == ["GuardRunnable", "__version__"]
+    assert langchain_guardrails_qwen.__all__ == [
+        "GuardRunnable",
+        "GuardedChatModel",
+        "__version__",
+    ]

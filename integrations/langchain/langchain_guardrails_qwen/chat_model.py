@@ -1,0 +1,246 @@
+"""A chat model of which nobody hears what its guard does not let through."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.tools import BaseTool
+from pydantic import ConfigDict
+from typing_extensions import override
+
+from guardrails_qwen import Guard
+from guardrails_qwen.streaming import Streaming
+from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
+from langchain_guardrails_qwen.gate import Gate, none_failed
+from langchain_guardrails_qwen.generations import (
+    amessages_of,
+    chunk_of,
+    messages_of,
+    replies_of,
+    with_messages,
+)
+from langchain_guardrails_qwen.moderated import amoderated, moderated
+from langchain_guardrails_qwen.prompts import Place
+
+_STREAMING = Streaming()
+_TAKEN_OVER = (
+    *("callbacks", "tags", "metadata", "verbose"),
+    *("rate_limiter", "output_version", "profile"),
+)
+"""Fields for what the outer model does in place of the inner one."""
+
+
+class GuardedChatModel(BaseChatModel):
+    """A chat model whose callbacks, traces and events hear only what its guard lets through.
+
+    ```python
+    model = GuardedChatModel(inner=llm, guard=Guard.from_pretrained("tiny"))
+    ```
+
+    The messages are judged before the inner model is asked, and its reply together with them:
+    while it is written, where it streams. It replaces the inner model wherever one is wanted. The
+    inner one runs without callbacks; those that it was made with are taken over. What a user sends
+    is in the trace of the run, as with any model.
+
+    Args:
+        inner: The model to guard.
+        guard: The engine and the policy.
+        streaming: How replies are moderated while they are written.
+        beside: Whether to judge the messages while the inner model answers them already. Nothing
+            is released before the verdict.
+
+    Raises:
+        GuardViolation: The policy blocks the messages or the reply.
+        ConversationError: Something cannot be judged.
+        GuardError: It could not be judged, and the policy says to raise.
+    """
+
+    inner: BaseChatModel
+    guard: Guard
+    streaming: Streaming = _STREAMING
+    beside: bool = False
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    def __init__(
+        self,
+        *,
+        inner: BaseChatModel,
+        guard: Guard,
+        streaming: Streaming = _STREAMING,
+        beside: bool = False,
+        **fields: Any,
+    ) -> None:
+        """Args: fields: fields of chat models; by default those of `inner`."""
+        own: dict[str, Any] = {name: getattr(inner, name, None) for name in _TAKEN_OVER}
+        own |= {**fields, "inner": inner, "guard": guard}
+        own |= {"streaming": streaming, "beside": beside}
+        super().__init__(**own)
+
+    @property
+    @override
+    def _llm_type(self) -> str:
+        return f"guarded-{self.inner._llm_type}"
+
+    @override
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn = self._turn(messages)
+        call = partial(self.inner._generate, stop=stop, **kwargs)
+        [result] = answers(turn.admit, partial(once, call), messages, early=self.beside)
+        return turn.passed(result)
+
+    @override
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        turn = self._turn(messages)
+        call = partial(self.inner._agenerate, stop=stop, **kwargs)
+        answer = aanswers(turn.aadmit, partial(aonce, call), messages, early=self.beside)
+        async with aclosing(answer) as results:
+            [result] = [result async for result in results]
+        return await turn.apassed(result)
+
+    @override
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        turn = self._turn(messages)
+
+        def call(prompt: list[BaseMessage]) -> Iterator[BaseMessage]:
+            return messages_of(self.inner._stream(prompt, stop=stop, **kwargs))
+
+        chunks = answers(turn.admit, call, messages, early=self.beside)
+        with closing(moderated(turn.gate, chunks, turn.right)) as released:
+            yield from map(chunk_of, released)
+
+    @override
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        turn = self._turn(messages)
+
+        def call(prompt: list[BaseMessage]) -> AsyncIterator[BaseMessage]:
+            return amessages_of(self.inner._astream(prompt, stop=stop, **kwargs))
+
+        answer = aanswers(turn.aadmit, call, messages, early=self.beside)
+        async with aclosing(amoderated(turn.gate, answer, turn.right)) as released:
+            async for chunk in released:
+                yield chunk_of(chunk)
+
+    @override
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The tools as the inner model binds them, bound to this one.
+
+        Raises:
+            NotImplementedError: The inner model has no tools, or binds them in a way of its own.
+        """
+        choice = {} if tool_choice is None else {"tool_choice": tool_choice}
+        return self._around(self.inner.bind_tools(tools, **choice, **kwargs))
+
+    def _around(self, bound: Runnable[Any, Any]) -> Runnable[Any, Any]:
+        """This model with what was bound to the inner one."""
+        if isinstance(bound, BaseChatModel):
+            return self.model_copy(update={"inner": bound})
+        if isinstance(bound, RunnableBinding):
+            inner = self._around(bound.bound)
+            return RunnableBinding(bound=inner, kwargs=bound.kwargs, config=bound.config)
+        raise NotImplementedError(f"a {type(bound).__name__} with tools cannot be guarded")
+
+    def _turn(self, messages: list[BaseMessage]) -> _Turn:
+        run = uuid4()
+        return _Turn(
+            gate=Gate(guard=self.guard, streaming=self.streaming),
+            messages=messages,
+            left=Place(run, 1),
+            right=Place(run, 2),
+        )
+
+    @override
+    def _should_stream(self, *, async_api: bool, **kwargs: Any) -> bool:
+        return self.inner._should_stream(async_api=async_api, **kwargs)
+
+    @override
+    def _should_use_protocol_streaming(self, *, async_api: bool, **kwargs: Any) -> bool:
+        streams = self._should_stream(async_api=async_api, **{**kwargs, "stream": True})
+        return streams and super()._should_use_protocol_streaming(async_api=async_api, **kwargs)
+
+    @override
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        return self.inner._get_invocation_params(stop=stop, **kwargs)
+
+    @override
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self.inner._get_ls_params(stop=stop, **kwargs)
+
+    @override
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of a cache: another one than the inner model's, whose replies nobody judged."""
+        guard = f"{self.guard.policy.fingerprint}.{self.guard.engine.fingerprint}"
+        return f"guarded by {guard}: {self.inner._get_llm_string(stop=stop, **kwargs)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """One call of the model. Its places remember the prompt as long as one of them lives."""
+
+    gate: Gate
+    messages: list[BaseMessage]
+    left: Place
+    right: Place
+
+    def admit(self) -> list[BaseMessage]:
+        """The messages that may be sent."""
+        return none_failed(self.gate.judge([self.messages], [self.left]))[0]
+
+    async def aadmit(self) -> list[BaseMessage]:
+        """The same."""
+        return none_failed(await self.gate.ajudge([self.messages], [self.left]))[0]
+
+    def passed(self, result: ChatResult) -> ChatResult:
+        """What may be released of a result."""
+        replies = replies_of(result)
+        judged = self.gate.judge(replies, [self.right] * len(replies))
+        return with_messages(result, none_failed(judged))
+
+    async def apassed(self, result: ChatResult) -> ChatResult:
+        """The same."""
+        replies = replies_of(result)
+        judged = await self.gate.ajudge(replies, [self.right] * len(replies))
+        return with_messages(result, none_failed(judged))
