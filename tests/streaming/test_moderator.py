@@ -184,6 +184,14 @@ def test_hold_back(doors: StreamDoors, streaming: Streaming, first: str, second:
     assert told([*events, *more, *rest]) == "Ab. Cd ef"
 
 
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_sentence_waits_for_a_token_beyond_its_end(doors: StreamDoors, size: int) -> None:
+    streaming = Streaming(hold_back=HoldBack.SENTENCE, debounce=Debounce.OFF)
+    text = "Ab. Cd. xe"
+    chunks = [text[at : at + size] for at in range(0, len(text), size)]
+    assert told(doors.moderate(moderator(STRICT, streaming), Tape(bad="x"), chunks)) == "Ab. "
+
+
 def test_a_character_that_an_unjudged_token_touches_is_not_released(doors: StreamDoors) -> None:
     streaming = Streaming(debounce=Debounce.OFF)
     safe, unsafe = Verdict(severity=S), Verdict(severity=U)
