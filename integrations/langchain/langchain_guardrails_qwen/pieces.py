@@ -24,6 +24,7 @@ ReplyChunk = str | AIMessageChunk
 
 _HALF = re.compile("[\ud800-\udfff]")
 _ENDS = ("finish_reason", "stop_reason", "done_reason")
+_GOES_ON = (None, "", "null")
 
 
 def plain_text(chunk: ReplyChunk) -> str | None:
@@ -34,7 +35,7 @@ def plain_text(chunk: ReplyChunk) -> str | None:
     """
     if isinstance(chunk, str):
         return None if _HALF.search(chunk) else chunk
-    if chunk.name or chunk.additional_kwargs or not says_only_words(chunk):
+    if chunk.name or any(chunk.additional_kwargs.values()) or not says_only_words(chunk):
         return None
     try:
         text = None if thoughts(chunk) or tool_calls(chunk) else words(chunk)
@@ -104,7 +105,14 @@ def is_end(chunk: ReplyChunk) -> bool:
     """Whether a chunk says that the reply is complete, and why."""
     if isinstance(chunk, str):
         return False
-    return bool(chunk.chunk_position) or any(map(chunk.response_metadata.get, _ENDS))
+    reasons = [chunk.response_metadata.get(key) for key in _ENDS]
+    return bool(chunk.chunk_position) or any(reason not in _GOES_ON for reason in reasons)
+
+
+def may_repeat(chunk: ReplyChunk) -> bool:
+    """Whether the metadata of a chunk may repeat text, perhaps text that did not come yet."""
+    metadata = {} if isinstance(chunk, str) else chunk.response_metadata
+    return kept_metadata(metadata) != metadata
 
 
 def is_silent(chunk: ReplyChunk) -> bool:

@@ -20,6 +20,7 @@ from langchain_guardrails_qwen.pieces import (
     ended,
     is_end,
     is_silent,
+    may_repeat,
     part,
     plain_text,
     said,
@@ -50,7 +51,7 @@ class Reply:
     has to be judged as a whole, and `rest_passed` gives what leaves then.
 
     Chunks leave in their order, one without text not before the text before it. What says that the
-    reply is complete waits until it is.
+    reply is complete waits until it is, and so does metadata without text that may repeat it.
 
     Args:
         closing: What the reader gets in place of the rest when the policy blocks; None: raise.
@@ -67,7 +68,8 @@ class Reply:
         self._order = BlockOrder()
         self._waiting = deque[_Waiting]()
         self._ends: list[Any] = []
-        """What says that the reply is complete, and what came behind it without text."""
+        """What waits for the end: what says that the reply is complete, what may repeat it, and
+        what came behind these without text."""
         self._more: list[Any] = []
         """Chunks from the first one on that says more than text."""
         self._length = 0
@@ -97,7 +99,7 @@ class Reply:
             self._more.append(chunk)
             return ""
         self._model = chunk if text or not self._length else self._model
-        if not text and (self._ends or is_end(chunk)):
+        if not text and (self._ends or is_end(chunk) or may_repeat(chunk)):
             self._ends.append(chunk)
         else:
             start, self._length = self._length, self._length + len(text)

@@ -222,6 +222,12 @@ async def test_blocks_that_are_not_continued_in_order_are_judged_added_up(
         pytest.param([chunk(additional_kwargs={"reasoning": "bomb"})], id="arguments"),
         pytest.param([blocks("a bomb is ", "here", kind="text-plain")], id="block"),
         pytest.param([chunk(name="bomb")], id="name"),
+        pytest.param(
+            [chunk(response_metadata={"echo": "bomb"}), chunk("A bomb is here.")], id="metadata"
+        ),
+        pytest.param(
+            [chunk("A bomb is here.", response_metadata={"logprobs": "bomb"})], id="log-probs"
+        ),
         pytest.param([AIMessageChunk(content="", id="a bomb")], id="id"),
         pytest.param([AIMessageChunk.model_validate({"content": "", "note": "bomb"})], id="extra"),
     ],

@@ -126,6 +126,13 @@ async def test_nothing_that_is_blocked_can_be_seen(
     assert len(spy.seen) == 3  # the chain and both guards
 
 
+async def test_a_wrapped_model_streams_too(chunks: Chunks, engine: ScriptedEngine) -> None:
+    llm, seen = writing(HARMLESS), list[int]()
+    async for _ in chunks(guarding(engine).wrap(llm), "bread?"):
+        seen.append(len(llm.log))
+    assert seen[0] < len(list(llm.chunks))
+
+
 @pytest.mark.parametrize("action", [Action.REPLACE, Action.REDACT], ids=lambda a: a.label)
 async def test_events_of_the_guard_hold_guarded_text_only(
     action: Action, engine: ScriptedEngine
@@ -185,6 +192,7 @@ async def test_chunks_without_text_keep_their_place(chunks: Chunks, engine: Scri
             chunk("Take flour. "),
             chunk("", usage_metadata=usage),
             chunk("And water. "),
+            chunk("", response_metadata={"finish_reason": "null"}),
             chunk("", response_metadata={"finish_reason": "stop"}),
             chunk("", response_metadata={"service_tier": "t"}),
             chunk("", chunk_position="last"),
@@ -200,6 +208,7 @@ async def test_chunks_without_text_keep_their_place(chunks: Chunks, engine: Scri
     assert marks == [
         {"model_provider": "p"},
         usage,
+        {"finish_reason": "null"},
         {"finish_reason": "stop"},
         {"service_tier": "t"},
         "last",
