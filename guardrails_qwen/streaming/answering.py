@@ -19,6 +19,7 @@ from guardrails_qwen.rules import Action, Stage
 from guardrails_qwen.streaming.beside import abeside, beside
 from guardrails_qwen.streaming.guarded import prompt_of
 from guardrails_qwen.streaming.settings import Streaming
+from guardrails_qwen.streaming.sources import close_source
 
 if TYPE_CHECKING:
     from guardrails_qwen.guard import Guard
@@ -50,7 +51,8 @@ def answer(
         return guard.stream(to, settings=settings).texts(chunks)
 
     if early:
-        running = beside(lambda: _require_unchanged(judge()), call(conversation.last.text))
+        chunks = _called(call, conversation.last.text)
+        running = beside(lambda: _require_unchanged(judge()), chunks)
         try:
             yield from reply(conversation, running)
         except _ChangedError as changed:
@@ -61,6 +63,15 @@ def answer(
         decision = judge()
     if passed := _passed(conversation, decision):
         yield from reply(passed, call(passed.last.text))
+
+
+def _called(call: Callable[[str], Iterable[str]], text: str) -> Iterator[str]:
+    """The chunks of a call that begins with the first of them: many clients block in the call."""
+    chunks = call(text)
+    try:
+        yield from chunks
+    finally:
+        close_source(chunks)
 
 
 async def aanswer(

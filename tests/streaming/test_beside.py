@@ -420,3 +420,19 @@ async def test_the_model_answers_while_its_prompt_is_judged() -> None:
 
     answer = Guard(Waiting()).aanswer("A cake?", lambda _: source, beside=True)
     assert "".join([text async for text in answer]) == "Mix it."
+
+
+def test_a_call_that_blocks_is_made_while_its_prompt_is_judged() -> None:
+    """Clients mostly wait for the first byte in the call itself."""
+    called = threading.Event()
+
+    class Judge(ScriptedEngine):
+        def judge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+            assert called.wait(30), "the prompt was judged before the model was called"
+            return super().judge(conversations)
+
+    def call(_: str) -> list[str]:
+        called.set()
+        return ["Sure."]
+
+    assert "".join(Guard(Judge()).answer("Hello?", call, beside=True)) == "Sure."
