@@ -322,6 +322,7 @@ def test_events_as_json() -> None:
     assert end["decision"]["action"] == "block"
     assert end["decision"]["verdict"]["severity"] == "Unsafe"
     assert "text" not in end["decision"]
+    assert end["demonstration"] is False
 
 
 def test_what_waits_as_json(watching: list[Watching]) -> None:
@@ -386,6 +387,14 @@ def test_no_input_at_all() -> None:
     finished = subprocess.run(closed, capture_output=True, check=False)
     assert finished.returncode == 2
     assert b"it is closed" in finished.stderr
+
+
+def test_an_input_that_cannot_be_read(tmp_path: Path) -> None:
+    number = os.open(tmp_path, os.O_RDONLY)
+    finished = subprocess.run(SCRIPTED, stdin=number, capture_output=True, check=False)
+    os.close(number)
+    assert finished.returncode == 2
+    assert b"cannot be read" in finished.stderr
 
 
 def test_no_such_checkpoint() -> None:

@@ -107,8 +107,9 @@ class ColouredText:
 class JsonLines:
     """One object an event, and the decision. The only text of the reply in it is released text."""
 
-    def __init__(self, judge: RecordingJudge) -> None:
+    def __init__(self, judge: RecordingJudge, *, demonstration: bool) -> None:
         self._judge = judge
+        self._demonstration = demonstration
 
     def show(self, events: Iterable[Event]) -> None:
         """One line each."""
@@ -118,7 +119,9 @@ class JsonLines:
     def end(self, decision: Decision | None) -> None:
         """The decision on the reply."""
         if decision:
-            write_json({"event": "end", "decision": decision.to_dict(text=False)})
+            decided = decision.to_dict(text=False)
+            fields = {"decision": decided, "demonstration": self._demonstration}
+            write_json({"event": "end", **fields})
 
     def _fields(self, event: Event) -> dict[str, object]:
         if isinstance(event, Release):

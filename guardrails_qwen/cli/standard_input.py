@@ -35,7 +35,7 @@ def pieces() -> Generator[str]:
     what comes before them is yielded first.
 
     Raises:
-        InputError: They are not UTF-8; the message says where.
+        InputError: They are not UTF-8, and the message says where; or they cannot be read.
     """
     text = Utf8()
     try:
@@ -81,6 +81,8 @@ def _read() -> bytes:
             return os.read(_INPUT, _MOST)
         except BlockingIOError:  # whoever shares it made it so
             select.select([_INPUT], [], [])
+        except OSError as error:
+            raise InputError(f"standard input cannot be read: {error.strerror}") from error
 
 
 def _close() -> None:

@@ -136,7 +136,8 @@ def watch(  # noqa: PLR0913, PLR0917
         )
         source = pieces() if text == "-" else _one(text)
         with engine, closing(source):
-            if is_demonstration(engine):
+            demonstration = is_demonstration(engine)
+            if demonstration:
                 _warn(errors, engine)
             if tokens:
                 rows = token_rows(_judging_tokens(engine), asked, source, rules, debounce)
@@ -145,7 +146,9 @@ def watch(  # noqa: PLR0913, PLR0917
             judge = RecordingJudge(judge_for(engine, asked, settings))
             per_token = isinstance(engine, SessionEngine)
             stream = GuardedStream(StreamModerator(rules, settings, per_token=per_token), judge)
-            display = JsonLines(judge) if as_json else ColouredText(output, judge)
+            display: Display = ColouredText(output, judge)
+            if as_json:
+                display = JsonLines(judge, demonstration=demonstration)
             decision = _moderated(stream, source, display)
     if decision and (decision.degraded or decision.action is not Action.ALLOW):
         say(errors, decision.summary)
