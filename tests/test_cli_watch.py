@@ -223,6 +223,7 @@ REPLIES = {
     "CR LF": "One.\r\nTwo.\r\n\r\nThree.",
     "line breaks": "One.\n\n\tTwo.\n",
     "white space": " \n ",
+    "a mark of byte order": "\ufeffOne two.",
 }
 
 
@@ -390,9 +391,8 @@ def test_no_input_at_all() -> None:
 
 
 def test_an_input_that_cannot_be_read(tmp_path: Path) -> None:
-    number = os.open(tmp_path, os.O_RDONLY)
-    finished = subprocess.run(SCRIPTED, stdin=number, capture_output=True, check=False)
-    os.close(number)
+    with (tmp_path / "written").open("wb") as written:
+        finished = subprocess.run(SCRIPTED, stdin=written, capture_output=True, check=False)
     assert finished.returncode == 2
     assert b"cannot be read" in finished.stderr
 

@@ -22,7 +22,7 @@ COLOURS: Mapping[Severity | None, Colour] = {
 }
 """How what was judged is shown, and what was not."""
 
-_JOINERS = frozenset("\u00ad\u200c\u200d\u200e\u200f\u061c")
+_JOINERS = frozenset("\u00ad\u061c\u200c\u200d\u200e\u200f\u2060\ufeff")
 """Invisible characters of ordinary text: they join and part letters, hyphens and emoji."""
 
 

@@ -121,7 +121,8 @@ def watch(  # noqa: PLR0913, PLR0917
     """
     errors = Console(stderr=True)
     try:
-        require_input()
+        if text == "-":
+            require_input()
         rules = policy_of(policy)
         asked = None if prompt is None else Conversation.of(prompt)
     except (InputError, PolicyError, ConversationError) as error:
