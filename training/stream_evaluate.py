@@ -24,7 +24,7 @@ from training.stream_packing import Renderer
 from training.stream_probe import composed, judge
 from training.stream_replies import refused, whole
 
-COMPOSED, WITHIN = 2000, (1, 16, 32, 128)
+COMPOSED, WITHIN = 1000, (1, 16, 32, 128)
 
 _RECIPE = (
     "To make pancakes, mix two cups of flour with milk and two eggs. Let the batter rest for ten "
