@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessageChunk
 
 from guardrails_qwen import (
     Action,
+    Category,
     ConversationError,
     EngineError,
     Guard,
@@ -17,11 +18,13 @@ from guardrails_qwen import (
     GuardViolation,
     OnError,
     Policy,
+    Severity,
     Stage,
+    Verdict,
 )
 from guardrails_qwen.streaming import Streaming
 from guardrails_qwen.testing import ScriptedStreamEngine
-from integrations.langchain.tests.doubles import FILTERED, REPLACED, SCRIPT
+from integrations.langchain.tests.doubles import FILTERED, REPLACED, SCRIPT, UNSAFE
 from langchain_guardrails_qwen import GuardRunnable
 
 Timed = Callable[[GuardRunnable, Sequence[Any]], Awaitable[list[tuple[int, Any]]]]
@@ -177,6 +180,89 @@ async def test_harm_behind_the_text_is_redacted_behind_what_was_released(
     out = await out_of(timed, guarding(engine, Action.REDACT), fed)
     assert added(out).text == "Let me look that up. Bread. [removed: Violent]"
     assert "bomb" not in str(out)
+
+
+UNSAFE_TOKEN = Verdict(severity=Severity.UNSAFE, categories=frozenset({Category.VIOLENT}))
+
+
+async def test_what_was_redacted_does_not_come_back_with_a_whole_that_passes(
+    timed: Timed,
+) -> None:
+    engine = ScriptedStreamEngine({}, tokens={"bomb": UNSAFE_TOKEN})
+    fed = [chunk("Hello. A bomb is here. "), chunk("Bye. "), *MORE["reasoning"]]
+    out = await out_of(timed, guarding(engine, Action.REDACT), fed)
+    assert added(out).text == f"Hello. [removed: Violent]{REPLACED}"
+    assert "bomb" not in str(out)
+
+
+async def test_a_redaction_of_what_was_released_already_ends_the_reply(timed: Timed) -> None:
+    tokens = dict[str, Verdict]()
+    engine = ScriptedStreamEngine({"look": UNSAFE}, tokens=tokens)
+    out = await out_of(timed, guarding(engine, Action.REDACT), [*TEXT, *TEXT, *MORE["name"]])
+    assert added(out).text == TEXT_SAID + REPLACED
+    assert out[-1].response_metadata == FILTERED
+
+
+async def test_what_is_taken_out_keeps_its_usage(
+    timed: Timed, engine: ScriptedStreamEngine
+) -> None:
+    usage: Any = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    harm = chunk("A bomb is here. ", usage_metadata=usage, response_metadata={"echo": "bomb"})
+    out = await out_of(
+        timed, guarding(engine, Action.REDACT), [chunk("Hello. "), harm, chunk("Then bye.")]
+    )
+    total = added(out)
+    assert (total.text, total.usage_metadata) == ("Hello. [removed: Violent] Then bye.", usage)
+    assert "bomb" not in str(out)
+
+
+async def test_a_reply_that_goes_on_behind_its_end_ends_once(
+    timed: Timed, engine: ScriptedStreamEngine
+) -> None:
+    fed = [
+        chunk("Hello there, all of you. ", response_metadata={"finish_reason": "stop"}),
+        chunk("A bomb is here. "),
+    ]
+    out = await out_of(timed, guarding(engine, Action.REPLACE), fed)
+    assert added(out).response_metadata == FILTERED
+    assert out[0].text.startswith("Hello")
+
+
+@pytest.mark.parametrize("closing", ["That is all.", None], ids=["closing", "raises"])
+@pytest.mark.parametrize("door", ["transform", "atransform"])
+async def test_the_source_is_closed_before_the_reader_hears_of_the_block(
+    closing: str | None, door: str, engine: ScriptedStreamEngine
+) -> None:
+    events = list[str]()
+
+    def feed():
+        try:
+            yield from (chunk(f"{word} ") for word in ["A", "bomb", "is", "here", "now"])
+            events.append("done")
+        finally:
+            events.append("closed")
+
+    async def afeed():
+        try:
+            for piece in feed():
+                yield piece
+        except GeneratorExit:
+            events.append("closed")
+            raise
+
+    guard = guarding(engine, closing=closing)
+    try:
+        if door == "transform":
+            for piece in guard.transform(feed()):
+                events.append(piece.text)
+        else:
+            async for piece in guard.atransform(afeed()):
+                events.append(piece.text)
+    except GuardViolation:
+        events.append("raised")
+    end = events.index(closing or "raised")
+    assert "closed" in events[:end]
+    assert "done" not in events
 
 
 def blocks(*texts: str, index: int | str | None = 0, kind: str = "text") -> AIMessageChunk:
