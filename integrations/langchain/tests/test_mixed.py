@@ -237,7 +237,8 @@ async def test_the_source_is_closed_before_the_reader_hears_of_the_block(
 
     def feed():
         try:
-            yield from (chunk(f"{word} ") for word in ["A", "bomb", "is", "here", "now"])
+            for word in ["A", "bomb", "is", "here", "now"]:
+                yield chunk(f"{word} ")
             events.append("done")
         finally:
             events.append("closed")
