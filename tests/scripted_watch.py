@@ -1,6 +1,7 @@
 """The command line on a scripted engine, which judges words by themselves: no model is loaded.
 
-A word with "bomb" in it is unsafe, one with "hm" controversial; "fail" makes the engine fail.
+A word with "bomb" in it is unsafe, one with "hm" controversial; "fail" makes the engine fail. The
+model "whole" judges whole texts, and finds those unsafe that have a bomb in them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from guardrails_qwen.cli import main
 from guardrails_qwen.engines.base import Engine
 from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.testing import ScriptedEngine, ScriptedStreamEngine
+
+_UNSAFE = Verdict(severity=Severity.UNSAFE, categories=frozenset({Category.VIOLENT}))
 
 
 class _Stream(ScriptedStreamEngine, Closing):
@@ -27,12 +30,12 @@ def _judged(reply: str) -> Verdict | GuardError:
     if "fail" in word:
         return EngineError("the engine is out of order")
     if "bomb" in word:
-        return Verdict(severity=Severity.UNSAFE, categories=frozenset({Category.VIOLENT}))
+        return _UNSAFE
     return Verdict(severity=Severity.CONTROVERSIAL if "hm" in word else Severity.SAFE)
 
 
 def _engine(model: str, **_: object) -> Engine:
-    return _Whole() if model == "whole" else _Stream(tokens=_judged)
+    return _Whole({"bomb": _UNSAFE}) if model == "whole" else _Stream(tokens=_judged)
 
 
 if __name__ == "__main__":

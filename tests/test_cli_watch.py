@@ -10,20 +10,34 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardrails_qwen import Severity, Verdict
+from guardrails_qwen.cli.live import RecordingJudge
 from guardrails_qwen.cli.standard_input import InputError, Utf8
 from guardrails_qwen.cli.terminal import Output, printable
+from guardrails_qwen.testing import ScriptedSession
+from guardrails_qwen.token_verdict import TokenVerdict
 
 SCRIPTED = [sys.executable, str(Path(__file__).with_name("scripted_watch.py")), "watch"]
 REAL = [sys.executable, "-m", "guardrails_qwen", "watch"]
 RED, YELLOW, MAGENTA, BOLD, END = "\x1b[31m", "\x1b[33m", "\x1b[35m", "\x1b[1m", "\x1b[0m"
 
 Finished = subprocess.CompletedProcess[bytes]
+
+
+class _Bytes(ScriptedSession):
+    """Its first character has three tokens, which are not alike."""
+
+    def feed(self, text: str) -> list[TokenVerdict]:
+        [token] = super().feed(text[0] + " ")
+        levels = (Severity.CONTROVERSIAL, Severity.UNSAFE, Severity.SAFE)
+        return [replace(token, severity=level) for level in levels]
 
 
 class Watching:
@@ -142,6 +156,19 @@ def test_severities_of_a_kind_or_any() -> None:
     mixed = b"hm bomb then"
     assert watch("--debounce", "report", stdin=mixed).returncode == 1
     assert watch("--debounce", "evaluation", stdin=mixed).stdout == mixed
+
+
+def test_one_verdict_on_a_whole_text_counts() -> None:
+    finished = watch("--model", "whole", stdin=b"Have tea. A bomb needs nails.")
+    assert (finished.returncode, finished.stdout) == (1, b"")
+    finished = watch("--model", "whole", stdin=b"Have tea. A cake needs flour.")
+    assert (finished.returncode, finished.stdout) == (0, b"Have tea. A cake needs flour.")
+
+
+def test_of_tokens_that_share_a_character_the_worst_colours_it() -> None:
+    judge = RecordingJudge(_Bytes(lambda _: Verdict(severity=Severity.SAFE), None))
+    judge.feed("水a")
+    assert list(judge.runs("水a")) == [(Severity.UNSAFE, "水"), (None, "a")]
 
 
 def test_colours_are_those_of_the_risk() -> None:
