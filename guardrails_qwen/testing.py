@@ -173,6 +173,10 @@ class ScriptedSession:
         self.reply = self.reply[:characters]
         self._judged = min(self._judged, characters)
 
+    async def atruncate(self, characters: int) -> None:
+        """The same; never waits."""
+        self.truncate(characters)
+
     def fork(self) -> ScriptedSession:
         """A copy."""
         other = ScriptedSession(self._judge, self.prompt)

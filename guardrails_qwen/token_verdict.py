@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from guardrails_qwen.verdict import Category, Scores, Severity, Verdict
@@ -11,7 +11,7 @@ from guardrails_qwen.verdict import Category, Scores, Severity, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenVerdict:
-    """One judgement of a reply up to a token. It holds no text.
+    """One judgement of a reply up to a token. Its repr tells no text.
 
     The token is characters `start` (included) to `end` (excluded) of the reply. Several tokens can
     share one character, since tokens are made of bytes.
@@ -19,8 +19,8 @@ class TokenVerdict:
 
     start: int
     end: int
-    token: int
-    """Its id in the guard's vocabulary."""
+    token: int = field(repr=False)
+    """Its id in the guard's vocabulary. Ids can be read back as text: do not log them."""
     severity: Severity
     """The likeliest."""
     category: Category

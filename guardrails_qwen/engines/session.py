@@ -68,6 +68,10 @@ class ReplyJudge(Protocol):
         """
         ...
 
+    async def atruncate(self, characters: int) -> None:
+        """`truncate`, without blocking the event loop."""
+        ...
+
     def close(self) -> None:
         """Let go of everything, without waiting for anything. Closing again does nothing."""
         ...
@@ -99,6 +103,10 @@ class Session(Protocol):
 
     def truncate(self, characters: int) -> None:
         """Forget all but the first `characters` of the reply; see `ReplyJudge.truncate`."""
+        ...
+
+    async def atruncate(self, characters: int) -> None:
+        """`truncate`, without blocking the event loop."""
         ...
 
     def fork(self) -> Session:

@@ -26,7 +26,8 @@ class Sessions:
     most: int = 1024
     """Sessions; one more is refused with `EngineOverloaded`."""
     memory: int = 4 * 1024**3
-    """Bytes of keys and values of all sessions together."""
+    """Bytes of keys and values of all sessions together. Whole messages take beside them what 8,192
+    tokens take, or the longest."""
     at_limit: AtLimit = AtLimit.REANCHOR
 
     def __post_init__(self) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -34,6 +35,8 @@ logger = logging.getLogger("guardrails_qwen")
 
 _INLINE = 2_000
 """Characters that are prepared on the event loop itself, in a few milliseconds."""
+_WHOLE_TOKENS = 8192
+"""Whole messages of so many tokens together run at once; a longer one runs alone."""
 _OVERHEAD = 100
 """Characters that preparing a message costs besides its own."""
 
@@ -98,6 +101,13 @@ class StreamEngine(Closing):
             context=checkpoint.context,
             at_limit=sessions.at_limit,
             row_tokens=row_tokens,
+        )
+        self._wholes: Batcher[Whole, list[Read | GuardError]] = Batcher(
+            partial(_run_whole, batcher),
+            size=lambda whole: max(1, whole.tokens),
+            budget=_WHOLE_TOKENS,
+            settings=replace(batching, wait=0.0),
+            name=checkpoint.name,
         )
         self._parts = SessionParts(
             model=model,
@@ -231,8 +241,7 @@ class StreamEngine(Closing):
         """
         started = time.perf_counter()
         asked = self._asked(conversations)
-        answers = self._parts.batcher.judge(_passings(asked), conversations=len(asked))
-        return self._outcomes(asked, answers, started)
+        return self._outcomes(asked, self._wholes.judge(_sound(asked)), started)
 
     async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
         """As `judge`, without blocking the event loop. A cancelled call frees its place."""
@@ -241,11 +250,11 @@ class StreamEngine(Closing):
             asked = self._asked(conversations)
         else:
             asked = await asyncio.to_thread(self._asked, conversations)
-        answers = await self._parts.batcher.ajudge(_passings(asked), conversations=len(asked))
-        return self._outcomes(asked, answers, started)
+        return self._outcomes(asked, await self._wholes.ajudge(_sound(asked)), started)
 
     def close(self) -> None:
         """Answer those who wait, then let the model go. Later calls raise `EngineClosed`."""
+        self._wholes.close()
         self._parts.batcher.close()
         self._passes.close()
         self._backbone = None
@@ -258,23 +267,41 @@ class StreamEngine(Closing):
     def _outcomes(
         self,
         asked: Sequence[Whole | GuardError],
-        answers: Sequence[Read | GuardError],
+        answers: Sequence[list[Read | GuardError] | GuardError],
         started: float,
     ) -> list[Outcome]:
         each, seconds = iter(answers), time.perf_counter() - started
-        outcomes = list[Outcome]()
-        for whole in asked:
-            if isinstance(whole, GuardError):
-                outcomes.append(whole)
-                continue
-            outcome = self._parts.model.outcome(whole, [next(each) for _ in whole.passings])
-            timed = replace(outcome, seconds=seconds) if isinstance(outcome, Verdict) else outcome
-            outcomes.append(timed)
-        return outcomes
+        return [self._outcome(whole, each, seconds) for whole in asked]
+
+    def _outcome(
+        self,
+        whole: Whole | GuardError,
+        answers: Iterator[list[Read | GuardError] | GuardError],
+        seconds: float,
+    ) -> Outcome:
+        if isinstance(whole, GuardError):
+            return whole
+        answer = next(answers)
+        if isinstance(answer, GuardError):
+            return answer
+        outcome = self._parts.model.outcome(whole, answer)
+        return replace(outcome, seconds=seconds) if isinstance(outcome, Verdict) else outcome
 
 
-def _passings(asked: Sequence[Whole | GuardError]) -> list[Passing]:
-    return [one for whole in asked if not isinstance(whole, GuardError) for one in whole.passings]
+def _sound(asked: Sequence[Whole | GuardError]) -> list[Whole]:
+    return [whole for whole in asked if not isinstance(whole, GuardError)]
+
+
+def _run_whole(
+    batcher: Batcher[Passing, Read], wholes: Sequence[Whole]
+) -> list[list[Read | GuardError] | GuardError]:
+    """The answers for whole messages, which share passes with sessions.
+
+    They queue before they begin, so that no more of them are in memory at once than these.
+    """
+    passings = [passing for whole in wholes for passing in whole.passings]
+    answers = iter(batcher.judge(passings, conversations=len(wholes)))
+    return [[next(answers) for _ in whole.passings] for whole in wholes]
 
 
 def _short(conversations: Sequence[Conversation | None]) -> bool:

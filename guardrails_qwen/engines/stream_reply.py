@@ -68,6 +68,15 @@ class Reply:
         self._skipped = 0
         """Characters whose tokens came out otherwise before, and were judged."""
 
+    @property
+    def held(self) -> int:
+        """Characters that the next call looks at besides its own."""
+        return self._growing.held
+
+    def __len__(self) -> int:
+        """Characters of the reply."""
+        return len(self._text)
+
     def feed(self, text: str) -> list[Run]:
         """Append to the reply."""
         self._text += text
@@ -85,7 +94,8 @@ class Reply:
         pairs = zip(tokens, self._tokens, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0].id == pair[1].id, pairs))
         if common < len(self._tokens):
-            self._skipped = min(self._tokens[-1].end, characters)
+            self._skipped = max(self._skipped, self._tokens[-1].end)
+        self._skipped = min(self._skipped, characters)
         self._tokens, self._waiting = tokens[:common], tokens[common:]
 
     def fork(self) -> Reply:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 from weakref import finalize
 
 from guardrails_qwen.conversation import Conversation
@@ -21,6 +22,8 @@ from guardrails_qwen.verdict import Verdict
 
 _INLINE = 2_000
 """Characters that are tokenised on the event loop itself, in a few milliseconds."""
+_Result = TypeVar("_Result")
+
 _STEP = 128
 """Positions by which a cache grows at least; beyond that it doubles."""
 
@@ -40,6 +43,9 @@ class StreamSession:
 
     What it costs to feed text depends on that text alone: everything before it stays in the
     session's cache. Sessions of one engine share forward passes, whoever feeds them.
+
+    It keeps the text, its tokens, and the keys and values of the last context: only these last
+    count towards the memory of all sessions.
 
     A session has one caller at a time. A call that fails, or is cancelled, ends it: what was lost
     cannot be told, so nothing may follow as if it had been judged.
@@ -68,9 +74,9 @@ class StreamSession:
 
         Raises:
             EngineClosed: The session or its engine is closed.
-            EngineOverloaded: No memory is left, or too many wait already.
+            EngineOverloaded: Too many wait already.
             TextTooLong: The reply is longer than the model's context, and the engine refuses that;
-                or it alone would take more memory than all sessions may.
+                or no memory is left for it.
             GuardError: The model failed.
             RuntimeError: Another call is on its way.
         """
@@ -80,9 +86,8 @@ class StreamSession:
     async def afeed(self, text: str) -> list[TokenVerdict]:
         """`feed`, without blocking the event loop."""
         with self._turn():
-            if len(text) <= _INLINE:
-                return await self._ajudge(self._reply.feed(text))
-            return await self._ajudge(await asyncio.to_thread(self._reply.feed, text))
+            size = self._reply.held + len(text)
+            return await self._ajudge(await _inline_or_not(size, self._reply.feed, text))
 
     def finish(self) -> list[TokenVerdict]:
         """The reply is complete: the verdicts on the rest of its tokens. Raises as `feed` does."""
@@ -92,7 +97,8 @@ class StreamSession:
     async def afinish(self) -> list[TokenVerdict]:
         """`finish`, without blocking the event loop."""
         with self._turn():
-            return await self._ajudge(self._reply.finish())
+            size = self._reply.held
+            return await self._ajudge(await _inline_or_not(size, self._reply.finish))
 
     def truncate(self, characters: int) -> None:
         """Forget all but the first `characters` of the reply, as if the rest had never been fed.
@@ -103,13 +109,18 @@ class StreamSession:
         with self._turn():
             self._reply.truncate(characters)
 
+    async def atruncate(self, characters: int) -> None:
+        """`truncate`, without blocking the event loop."""
+        with self._turn():
+            await _inline_or_not(len(self._reply), self._reply.truncate, characters)
+
     def fork(self) -> StreamSession:
         """An independent session that goes on from here, with a copy of the cache.
 
         Raises:
             EngineOverloaded: Too many sessions are open, or no memory is left.
         """
-        with self._turn():
+        with self._turn(loses=False):
             slot = Slot(self._slot.room)
             other = StreamSession(self._parts, self._reply.fork(), slot, self.prompt)
             cache = self._slot.cache
@@ -121,8 +132,8 @@ class StreamSession:
         self._left()
 
     @contextmanager
-    def _turn(self) -> Generator[None]:
-        """One caller at a time; whatever ends its call early ends the session."""
+    def _turn(self, *, loses: bool = True) -> Generator[None]:
+        """One caller at a time; what ends its call early ends the session, if anything is lost."""
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("a session has one caller at a time: wait for the other call")
         try:
@@ -130,7 +141,7 @@ class StreamSession:
                 raise EngineClosed("the session is closed")
             if self._broken:
                 raise GuardError("the session cannot go on: a call of it failed or was cancelled")
-            self._broken = True
+            self._broken = loses
             yield
             self._broken = False
         finally:
@@ -151,17 +162,24 @@ class StreamSession:
         return self._parts.model.reply_passings(self._slot, runs)
 
     def _make_room(self, end: int) -> None:
+        """Twice as much, or as much as there is.
+
+        What a reply fills by itself is no outage, whatever else is open: its author could make it.
+        """
         slot, parts = self._slot, self._parts
         if end <= slot.room:
             return
-        room = min(max(end + _STEP, 2 * slot.room), parts.model.context)
-        try:
-            parts.ledger.grow(id(slot), room * parts.bytes_a_token)
-        except EngineOverloaded:
-            if end * parts.bytes_a_token > parts.ledger.limits.memory:
-                raise TextTooLong(end, parts.ledger.limits.memory // parts.bytes_a_token) from None
-            raise
-        slot.room = room
+        wanted = [min(room, parts.model.context) for room in (2 * slot.room, end + _STEP, end)]
+        rooms = [room for room in wanted if room >= end]
+        for room in rooms:
+            try:
+                parts.ledger.grow(id(slot), room * parts.bytes_a_token)
+            except EngineOverloaded as error:
+                if room == end:
+                    raise TextTooLong(end, slot.room) from error
+            else:
+                slot.room = room
+                return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +197,8 @@ class Opening:
         """Prepare a session, which counts as open from here on."""
         prompt = parts.model.opened(conversation)
         slot = Slot(min(len(prompt.ids) + _STEP, parts.model.context))
+        if slot.room * parts.bytes_a_token > parts.ledger.limits.memory:
+            raise TextTooLong(slot.room, parts.ledger.limits.memory // parts.bytes_a_token)
         return cls(
             session=StreamSession(parts, parts.model.reply(prompt), slot),
             model=parts.model,
@@ -205,3 +225,8 @@ class Opening:
 def _leave(ledger: Ledger, slot: Slot) -> None:
     slot.free()
     ledger.leave(id(slot))
+
+
+async def _inline_or_not(size: int, call: Callable[..., _Result], *args: object) -> _Result:
+    """What a call returns, made on a thread where it has so many characters to look at."""
+    return call(*args) if size <= _INLINE else await asyncio.to_thread(call, *args)

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -34,6 +35,7 @@ from guardrails_qwen import (
     Verdict,
 )
 from guardrails_qwen.engines.base import Engine
+from guardrails_qwen.engines.ragged import TextCache
 from guardrails_qwen.engines.session import SessionEngine
 from guardrails_qwen.engines.session_limits import AtLimit, Sessions
 from guardrails_qwen.engines.stream import StreamEngine
@@ -357,6 +359,52 @@ class TestSessions:
         assert tensors() < before - 10  # norms of two layers, embedding, angles and such
 
 
+class TestTruncating:
+    """A session is as if what was truncated had never been fed."""
+
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            pytest.param(["\nlq", 1, 0, "X"], id="to nothing, twice"),
+            pytest.param(["Have tea now ", 8, 5, "Kill"], id="into a word, twice"),
+            pytest.param(["Have tea now ", 8, " and", 10, 3, "e 🍞 e\u0301", 5], id="to and fro"),
+        ],
+    )
+    def test_again_and_again(self, steps: list[str | int], engine: StreamEngine) -> None:
+        judged, text = walk(engine, steps)
+        assert judged == set(range(len(text)))
+
+    def test_at_random(self, engine: StreamEngine) -> None:
+        choose = random.Random(3)
+        for _ in range(60):
+            steps: list[str | int] = []
+            for _ in range(choose.randrange(2, 9)):
+                start, size = choose.randrange(len(REPLY)), choose.randrange(1, 20)
+                step = REPLY[start : start + size], choose.randrange(30)
+                steps.append(choose.choice(step))
+            judged, text = walk(engine, steps)
+            assert judged == set(range(len(text))), steps
+
+
+def walk(engine: StreamEngine, steps: list[str | int]) -> tuple[set[int], str]:
+    """Feed texts and truncate; the characters that were judged, and the text in the end."""
+    session, text, judged = engine.open(ASK), "", set[int]()
+    for step in steps:
+        if isinstance(step, int):
+            session.truncate(step)
+            text = text[:step]
+            judged &= set(range(step))
+            continue
+        text += step
+        for token in session.feed(step):
+            judged |= set(range(token.start, token.end))
+    last = session.finish()
+    expected = whole(engine.open(ASK), text)
+    if last:
+        assert near(last[-1:], expected[-1:])
+    return judged | {i for token in last for i in range(token.start, token.end)}, text
+
+
 class TestLimits:
     """Sessions are bounded in number and memory, and account for themselves."""
 
@@ -373,20 +421,53 @@ class TestLimits:
         sessions = Sessions(memory=400 * a_token)
         engine = StreamEngine.from_pretrained(folder, dtype="float32", sessions=sessions)
         one, other = engine.open(ASK), engine.open(ASK)
+        one.feed("word after word after word " * 20)
         assert engine.session_memory <= 400 * a_token
         with pytest.raises(EngineOverloaded, match="MB"):
-            one.feed("word after word after word " * 40)
+            engine.open(ASK)
         one.close()
         other.close()
         assert (engine.open_sessions, engine.session_memory) == (0, 0)
 
-    def test_what_would_never_fit_is_the_texts_fault(self, folder: Path) -> None:
-        """No policy waves it through, as it may an overloaded engine."""
+    def test_what_a_reply_fills_is_no_outage(self, folder: Path) -> None:
+        """No policy waves it through, as it may an overloaded engine. All there is can be used."""
         a_token = 2 * 2 * 2 * 16 * 4
         sessions = Sessions(memory=400 * a_token)
         engine = StreamEngine.from_pretrained(folder, dtype="float32", sessions=sessions)
+        session = engine.open(ASK)
+        judged = sum(len(session.feed("word ")) for _ in range(360))
+        assert judged > 350
         with pytest.raises(TextTooLong):
-            engine.open(ASK).feed("word " * 500)
+            session.feed("word " * 60)
+        with pytest.raises(TextTooLong):
+            engine.open(Conversation.of("word " * 500))
+
+    def test_a_fork_that_is_refused_does_no_harm(self, folder: Path) -> None:
+        engine = StreamEngine.from_pretrained(folder, sessions=Sessions(most=1))
+        session = engine.open(ASK)
+        with pytest.raises(EngineOverloaded):
+            session.fork()
+        assert session.feed("Hello there ")
+
+    async def test_whole_messages_queue_for_memory(
+        self, engine: StreamEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many callers there are, only so many messages are begun."""
+        made = list[weakref.ref[TextCache]]()
+        most = 0
+        init = TextCache.__init__
+
+        def counted(self: TextCache, *args: Any) -> None:
+            nonlocal most
+            init(self, *args)
+            made.append(weakref.ref(self))
+            most = max(most, sum(one.room for ref in made if (one := ref())))
+
+        monkeypatch.setattr(TextCache, "__init__", counted)
+        reply = Conversation.exchange("a", "word " * 3000)
+        found = await asyncio.gather(*(engine.ajudge([reply]) for _ in range(12)))
+        assert all(isinstance(one, Verdict) for [one] in found)
+        assert most < 3 * 8192
 
     def test_a_forgotten_session_counts_for_nothing(self, folder: Path) -> None:
         engine = StreamEngine.from_pretrained(folder)
