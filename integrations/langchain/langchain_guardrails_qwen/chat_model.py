@@ -177,8 +177,7 @@ class GuardedChatModel(BaseChatModel):
         if isinstance(bound, BaseChatModel):
             return self.model_copy(update={"inner": bound})
         if isinstance(bound, RunnableBinding):
-            inner = self._around(bound.bound)
-            return RunnableBinding(bound=inner, kwargs=bound.kwargs, config=bound.config)
+            return bound.model_copy(update={"bound": self._around(bound.bound)})
         raise NotImplementedError(f"a {type(bound).__name__} with tools cannot be guarded")
 
     def _turn(self, messages: list[BaseMessage]) -> _Turn:

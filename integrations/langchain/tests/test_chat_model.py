@@ -144,6 +144,18 @@ async def test_all_events_hold_guarded_text_only(engine: ScriptedEngine) -> None
     assert REPLACED in str(events)
 
 
+@pytest.mark.filterwarnings("ignore:.*beta")
+@pytest.mark.parametrize("action", [Action.REPLACE, Action.REDACT], ids=lambda a: a.label)
+async def test_events_of_the_third_version_as_well(action: Action, engine: ScriptedEngine) -> None:
+    model: Any = guarded(writing(HARMFUL), engine, action)
+    events = str(list(model.stream_events("how?", version="v3")))
+    assert "Sure" in events
+    assert "bomb" not in events
+    aevents = [event async for event in await model.astream_events("how?", version="v3")]
+    assert "Sure" in str(aevents)
+    assert "bomb" not in str(aevents)
+
+
 async def test_a_reply_that_passes_comes_as_the_model_gives_it(
     door: Run_, engine: ScriptedEngine, beside: bool
 ) -> None:

@@ -148,15 +148,13 @@ async def test_events_of_the_guard_hold_guarded_text_only(
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 11, 1000])
 @pytest.mark.parametrize("text", [HARMLESS, HARMFUL], ids=["harmless", "harmful"])
 @pytest.mark.parametrize("hold_back", list(HoldBack), ids=lambda mode: mode.value)
-def test_how_the_reply_is_cut_changes_nothing(
-    size: int, text: str, hold_back: HoldBack, engine: ScriptedEngine
+@pytest.mark.parametrize("action", [Action.REPLACE, Action.REDACT], ids=lambda a: a.label)
+def test_chunks_are_cut_as_the_guard_says_however_the_model_cut_them(
+    size: int, text: str, hold_back: HoldBack, action: Action, engine: ScriptedEngine
 ) -> None:
-    guard = guarding(engine, Action.REDACT, hold_back=hold_back)
-
-    def released(size: int) -> str:
-        return text_of(list((guard | writing(text, size) | guard).stream("how?")))
-
-    assert released(size) == released(4)
+    guard = guarding(engine, action, hold_back=hold_back)
+    released = text_of(list((guard | writing(text, size) | guard).stream("how?")))
+    assert released == "".join(guard.guard.stream("how?", settings=guard.streaming).texts([text]))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7], ids=["words", "characters", "7"])
