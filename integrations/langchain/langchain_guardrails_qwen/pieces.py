@@ -15,7 +15,6 @@ from langchain_guardrails_qwen.content import (
     thoughts,
     tool_calls,
     word_field,
-    words,
 )
 from langchain_guardrails_qwen.messages import FILTERED, identity, kept_metadata
 
@@ -38,10 +37,21 @@ def plain_text(chunk: ReplyChunk) -> str | None:
     if chunk.name or any(chunk.additional_kwargs.values()) or not says_only_words(chunk):
         return None
     try:
-        text = None if thoughts(chunk) or tool_calls(chunk) else words(chunk)
-    except ConversationError:
+        text = None if thoughts(chunk) or tool_calls(chunk) else said_by(chunk)
+    except (ConversationError, TypeError):
         return None
     return None if text is None or _HALF.search(text) else text
+
+
+def said_by(chunk: ReplyChunk) -> str:
+    """The text of a chunk of plain text; a block may have none, as the end of one does.
+
+    Raises:
+        TypeError: A block has something else in its place.
+    """
+    if isinstance(chunk, str):
+        return chunk
+    return chunk.content if isinstance(chunk.content, str) else "".join(map(_text, chunk.content))
 
 
 def part(
@@ -58,7 +68,7 @@ def part(
     """
     if isinstance(chunk, str):
         return chunk[start:end]
-    whole = start == 0 and end >= len(words(chunk))
+    whole = start == 0 and end >= len(said_by(chunk))
     if whole and last and not changed:
         return chunk
     content: dict[str, Any] = {"content": _cut(chunk.content, start, end, last=last)}
@@ -139,7 +149,8 @@ class BlockOrder:
     """
 
     def __init__(self) -> None:
-        self._indexes: list[tuple[object, object]] = []
+        self._past = set[object]()
+        self._place: tuple[object, object] = (None, None)
 
     def continues(self, chunk: ReplyChunk) -> bool:
         """Whether a chunk's text stands behind that of all chunks before it."""
@@ -148,12 +159,16 @@ class BlockOrder:
         return all(self._continues(block) for block in blocks if block)
 
     def _continues(self, block: str | dict[Any, Any]) -> bool:
-        place = (None, None) if isinstance(block, str) else (block.get("index"), block.get("id"))
-        if self._indexes and self._indexes[-1] == place:
-            return True
-        seen = place[0] is not None and place[0] in [index for index, _ in self._indexes]
-        self._indexes.append(place)
-        return not seen
+        index, name = (
+            (None, None) if isinstance(block, str) else (block.get("index"), block.get("id"))
+        )
+        last, named = self._place
+        if index == last:
+            self._place = index, name or named
+            return not (name and named) or name == named or index is None
+        self._past.add(last)
+        self._place = index, name
+        return index is None or index not in self._past
 
 
 def _no_end() -> dict[str, Any]:
@@ -182,7 +197,7 @@ def _content(chunk: AIMessageChunk, text: str) -> Any:
 
 
 def _text(block: str | dict[str, Any]) -> str:
-    return block if isinstance(block, str) else block[word_field(block)]
+    return block if isinstance(block, str) else block.get(word_field(block), "")
 
 
 def _retold(block: str | dict[str, Any], text: str) -> str | dict[str, Any]:

@@ -24,6 +24,7 @@ from langchain_guardrails_qwen.pieces import (
     part,
     plain_text,
     said,
+    said_by,
     usage_of,
 )
 from langchain_guardrails_qwen.streams import added_up, is_complete
@@ -214,7 +215,7 @@ class Reply:
             yield ended(changed.model_copy(update={"content": tail}))
 
     def _tell(self, chunk: Any) -> Any:
-        self._told.append(_text(chunk))
+        self._told.append(said_by(chunk))
         return chunk
 
 

@@ -272,6 +272,10 @@ def blocks(*texts: str, index: int | str | None = 0, kind: str = "text") -> AIMe
     return AIMessageChunk(content=content, id="msg-1")
 
 
+def named(text: str, name: str) -> AIMessageChunk:
+    return AIMessageChunk(content=[{"type": "text", "text": text, "index": 0, "id": name}])
+
+
 @pytest.mark.parametrize("index", [0, "lc_txt_0"], ids=["number", "standard"])
 @pytest.mark.parametrize("action", [Action.REPLACE, Action.REDACT], ids=lambda a: a.label)
 async def test_text_in_blocks_is_moderated_in_blocks(
@@ -287,11 +291,24 @@ async def test_text_in_blocks_is_moderated_in_blocks(
     assert "bomb" not in str(out)
 
 
+async def test_a_block_that_is_named_at_its_end_is_still_text(
+    timed: Timed, engine: ScriptedStreamEngine
+) -> None:
+    end = AIMessageChunk(content=[{"type": "text", "id": "msg_1", "index": 0}], id="msg-1")
+    fed = [blocks("Hello there. "), blocks("Take flour. "), blocks("Bye."), end, LAST]
+    out = await out_of(timed, guarding(engine), fed)
+    assert added(out) == added(fed)
+    assert engine.seen == []  # nothing had to be judged as a whole
+
+
 @pytest.mark.parametrize(
     "fed",
     [
         pytest.param([blocks("A bo"), blocks(" cake. ", index=1), blocks("mb. ")], id="earlier"),
         pytest.param([blocks("A bo"), chunk(" cake. "), blocks("mb. ")], id="behind a text"),
+        pytest.param(
+            [named("A bo", "a"), named(" cake. ", "b"), blocks("mb. ")], id="of two names"
+        ),
     ],
 )
 async def test_blocks_that_are_not_continued_in_order_are_judged_added_up(
