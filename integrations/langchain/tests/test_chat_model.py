@@ -274,6 +274,34 @@ class Candidates(BaseChatModel):
         )
 
 
+class Telling(EchoModel):
+    """Tells its callbacks itself what it writes, as some models do."""
+
+    def _generate(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        if run_manager:
+            run_manager.on_llm_new_token("a bomb")
+        return super()._generate(messages)
+
+    def _stream(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> Any:
+        if run_manager:
+            run_manager.on_llm_new_token("a bomb")
+        yield from super()._stream(messages)
+
+
+@pytest.mark.parametrize("method", ["invoke", "stream"])
+def test_the_inner_model_has_nobody_to_tell(method: str, engine: ScriptedEngine) -> None:
+    spy = Spy()
+    model = guarded(Telling(), engine)
+    config: Any = {"callbacks": [spy]}
+    _ = list(model.stream("hi", config)) if method == "stream" else model.invoke("hi", config)
+    assert spy.told
+    assert "bomb" not in str(spy.told)
+
+
 def test_all_candidates_are_judged(engine: ScriptedEngine) -> None:
     model = guarded(Candidates(), engine, Action.REPLACE)
     result = model.generate([[AIMessage("how?")]])
