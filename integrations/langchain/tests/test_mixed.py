@@ -207,10 +207,9 @@ async def test_what_is_taken_out_keeps_its_usage(
     timed: Timed, engine: ScriptedStreamEngine
 ) -> None:
     usage: Any = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
-    harm = chunk("A bomb is here. ", usage_metadata=usage, response_metadata={"echo": "bomb"})
-    out = await out_of(
-        timed, guarding(engine, Action.REDACT), [chunk("Hello. "), harm, chunk("Then bye.")]
-    )
+    harm = chunk("bomb ", usage_metadata=usage, response_metadata={"echo": "bomb"})
+    fed = [chunk("Hello. A "), harm, chunk("is here. "), chunk("Then bye.")]
+    out = await out_of(timed, guarding(engine, Action.REDACT), fed)
     total = added(out)
     assert (total.text, total.usage_metadata) == ("Hello. [removed: Violent] Then bye.", usage)
     assert "bomb" not in str(out)
