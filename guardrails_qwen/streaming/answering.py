@@ -19,7 +19,7 @@ from guardrails_qwen.rules import Action, Stage
 from guardrails_qwen.streaming.beside import abeside, beside
 from guardrails_qwen.streaming.guarded import prompt_of
 from guardrails_qwen.streaming.settings import Streaming
-from guardrails_qwen.streaming.sources import close_source
+from guardrails_qwen.streaming.sources import closed_after
 
 if TYPE_CHECKING:
     from guardrails_qwen.guard import Guard
@@ -68,10 +68,8 @@ def answer(
 def _called(call: Callable[[str], Iterable[str]], text: str) -> Iterator[str]:
     """The chunks of a call that begins with the first of them: many clients block in the call."""
     chunks = call(text)
-    try:
+    with closed_after(chunks):
         yield from chunks
-    finally:
-        close_source(chunks)
 
 
 async def aanswer(

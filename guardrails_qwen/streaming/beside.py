@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
-from guardrails_qwen.streaming.sources import aclose_source, close_source
+from guardrails_qwen.streaming.sources import aclose_quietly, aclosed_after, closed_after
 
 T = TypeVar("T")
 
@@ -23,11 +23,12 @@ _AHEAD = 256
 async def abeside(judging: Awaitable[object], chunks: AsyncIterable[T]) -> AsyncGenerator[T, None]:
     """The chunks of a source that runs at once, none of them before `judging` is done.
 
-    Where judging raises, its error is raised, at once: the source is cancelled, even while it hangs
-    before its first chunk, and closed. A source that fails first does not decide: judging does, and
-    only then the source's error is raised. However it ends, cancelled and abandoned included, both
-    have ended then. The source runs in one task of its own from its first step to its closing, and
-    at most 256 chunks ahead of its reader. Nothing begins before the first chunk is asked for.
+    Where judging raises, the source is cancelled at once, even while it hangs before its first
+    chunk, and closed; judging's error is raised when it has ended, so a source that takes its time
+    to clean up delays it. A source that fails first does not decide: judging does, and only then
+    the source's error is raised. However it ends, cancelled and abandoned included, both have ended
+    then. The source runs in one task of its own from its first step to its closing, and at most 256
+    chunks ahead of its reader. Nothing begins before the first chunk is asked for.
     """
     arrived: asyncio.Queue[T | _End] = asyncio.Queue()
     room = asyncio.Semaphore(_AHEAD)
@@ -45,7 +46,7 @@ async def abeside(judging: Awaitable[object], chunks: AsyncIterable[T]) -> Async
         pulling.cancel()
         await asyncio.gather(pulling, return_exceptions=True)
         if not begun.is_set():  # a response may be open before it is iterated over
-            await aclose_source(chunks)
+            await aclose_quietly([chunks])
 
 
 def beside(judge: Callable[[], object], chunks: Iterable[T]) -> Iterator[T]:
@@ -60,11 +61,8 @@ def beside(judge: Callable[[], object], chunks: Iterable[T]) -> Iterator[T]:
     """
     with ThreadPoolExecutor(1, "guardrails-beside") as pool:
         verdict = pool.submit(copy_context().run, judge)
-        source = iter(chunks)
-        try:
-            yield from _behind(verdict, source)
-        finally:
-            close_source(source, chunks)
+        with closed_after(chunks) as parts:
+            yield from _behind(verdict, chunks, parts)
 
 
 class _End:
@@ -81,19 +79,20 @@ async def _pull(
     begun: asyncio.Event,
 ) -> None:
     begun.set()
-    source = aiter(chunks)
-    try:
+    async with aclosed_after(chunks) as parts:
+        source = aiter(chunks)
+        parts.insert(0, source)
         await room.acquire()
         async for chunk in source:
             arrived.put_nowait(chunk)
             await room.acquire()
-    finally:
-        await aclose_source(source, chunks)
 
 
-def _behind(verdict: Future[object], source: Iterator[T]) -> Iterator[T]:
-    waiting, failed = list[T](), None
+def _behind(verdict: Future[object], chunks: Iterable[T], parts: list[object]) -> Iterator[T]:
+    source, waiting, failed = iter(()), list[T](), None
     try:
+        source = iter(chunks)
+        parts.insert(0, source)
         for chunk in source:
             waiting.append(chunk)
             if verdict.done():

@@ -37,6 +37,9 @@ class Clearance:
         self._debounce = settings.debounce if per_token else Debounce.OFF
         self._ends = ends
         self._seen = deque[Seen]()  # what is not settled, and the one before
+        self.lone: Seen | None = None
+        """The only token of all that was judged and not forgotten, where there is just one."""
+        self._begun = False
 
     def settled(self, seen: Seen) -> Decision | None:
         """What is done at a token, now that it is judged."""
@@ -54,12 +57,15 @@ class Clearance:
             following: Where the next one begins, if it is known: they may share a character.
         """
         self._seen.append(seen)
+        self.lone = None if self._begun else seen
+        self._begun = True
         self.limit = max(self.limit, self._cleared(seen, following))
 
     def forget(self, start: int) -> None:
         """All from a character on is taken out."""
         while self._seen and self._seen[-1].end > start:
             self._seen.pop()
+        self.lone, self._begun = None, bool(self._seen)
 
     def settle(self, at: int) -> None:
         """All up to a character has left."""

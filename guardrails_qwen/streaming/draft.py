@@ -22,8 +22,15 @@ class _Cut:
     """Whether the reader has the marker."""
 
 
+_WORTH = 4_096
+"""Characters that it takes to forget what has left."""
+
+
 class Draft:
-    """The text of a reply as it came, and how far the reader has it."""
+    """The text of a reply as it came, and how far the reader has it.
+
+    What is settled is forgotten by and by, but for what the reader got.
+    """
 
     def __init__(self, marker: str) -> None:
         self.length = 0
@@ -32,13 +39,14 @@ class Draft:
         """Characters that were released or taken out, for good."""
         self._marker = marker
         self._text = io.StringIO(newline="")  # appends and slices in linear time
+        self._forgotten = 0  # characters before it
         self._cuts: list[_Cut] = []
-        self._told: list[str] = []
+        self._told = io.StringIO(newline="")
 
     @property
     def told(self) -> str:
         """All that the reader has, markers included."""
-        return "".join(self._told)
+        return self._told.getvalue()
 
     @property
     def redactions(self) -> tuple[Span, ...]:
@@ -65,27 +73,31 @@ class Draft:
 
     def append(self, text: str) -> None:
         """More of the reply came."""
+        self._forget()
         self._text.seek(0, io.SEEK_END)
         self._text.write(text)
         self.length += len(text)
 
     def slice(self, start: int, end: int) -> str:
-        """A part of the reply."""
-        self._text.seek(start)
+        """A part of the reply; nothing of it is settled."""
+        self._text.seek(start - self._forgotten)
         return self._text.read(max(0, end - start))
 
-    def release(self, limit: int) -> list[Event]:
-        """All up to a character is for the reader, but for what was taken out."""
+    def release(self, limit: int, *, complete: bool = False) -> list[Event]:
+        """All up to a character is for the reader, but for what was taken out.
+
+        White space behind that waits for what comes next, unless the reply is `complete`.
+        """
         events = list[Event]()
         for cut in self._cuts:
             if not cut.told and cut.start <= limit:
                 events += self._passed(cut.start)
                 events.append(self._mark(cut))
-        return [*events, *self._passed(limit)]
+        return [*events, *self._passed(limit, complete=complete)]
 
     def say(self, text: str) -> None:
         """The reader gets this as well."""
-        self._told.append(text)
+        self._told.write(text)
 
     def take_out(self, start: int, decision: Decision) -> int:
         """All from a character on is taken out, until `resume`.
@@ -119,16 +131,25 @@ class Draft:
         end = self.length if cut.end is None else cut.end
         return end >= start or (end >= self.settled and not self.slice(end, start).strip())
 
-    def _passed(self, limit: int) -> list[Event]:
+    def _passed(self, limit: int, *, complete: bool = False) -> list[Event]:
         start = self.settled
         if limit <= start or self._going_on:
             return []
         text = self.slice(start, limit)
-        if start in (cut.end for cut in self._cuts) and not text.strip():
+        if not complete and start in (cut.end for cut in self._cuts) and not text.strip():
             return []  # the next sentence may be taken out with it
         self.settled = limit
-        self._told.append(text)
+        self._told.write(text)
         return [Release(start=start, end=limit, text=text)]
+
+    def _forget(self) -> None:
+        """Rarely, so that it takes linear time in all."""
+        gone = self.settled - self._forgotten
+        if gone >= max(_WORTH, self.length - self.settled):
+            rest = self.slice(self.settled, self.length)
+            self._text = io.StringIO(newline="")
+            self._text.write(rest)
+            self._forgotten = self.settled
 
     def _mark(self, cut: _Cut) -> Redact:
         cut.told = True
@@ -136,7 +157,7 @@ class Draft:
             self.settled = cut.end
         labels = [category.label for category in Category if category in cut.categories]
         marker = filled(self._marker, labels)
-        self._told.append(marker)
+        self._told.write(marker)
         return Redact(start=cut.start, marker=marker, decision=cut.decision)
 
 

@@ -18,7 +18,12 @@ from guardrails_qwen.streaming.events import Block, Event, Redact, Release
 from guardrails_qwen.streaming.judges import RepeatedJudge, judge_for
 from guardrails_qwen.streaming.moderator import StreamModerator
 from guardrails_qwen.streaming.settings import Streaming
-from guardrails_qwen.streaming.sources import aclose_source, close_source
+from guardrails_qwen.streaming.sources import (
+    aclose_quietly,
+    aclosed_after,
+    close_quietly,
+    closed_after,
+)
 from guardrails_qwen.streaming.steps import Steps, arun, run
 
 if TYPE_CHECKING:
@@ -44,6 +49,7 @@ class GuardedStream(Closing):
         self._judge = judge
         self._started: float | None = None
         self._decision: Decision | None = None
+        self._error: GuardError | None = None
 
     @property
     def decision(self) -> Decision | None:
@@ -60,7 +66,8 @@ class GuardedStream(Closing):
 
         Raises:
             ValueError: The reply is complete already.
-            GuardError: It cannot be judged, and the policy says to raise.
+            GuardError: It cannot be judged, and the policy says to raise; all later calls raise the
+                same.
         """
         return self._run(self.moderator.feed(text))
 
@@ -81,8 +88,8 @@ class GuardedStream(Closing):
         return await self._arun(self.moderator.finish())
 
     def close(self) -> None:
-        """Release nothing more, and let go of everything."""
-        self.moderator.over = True
+        """Release nothing more, also of what is being judged now, and let go of everything."""
+        self.moderator.close()
         self._judge.close()
 
     async def aclose(self) -> None:
@@ -94,43 +101,40 @@ class GuardedStream(Closing):
 
         However it ends, the source is closed, and so is this: at its end, when the reply is
         blocked (before anything else happens, so that the language model stops), when the source
-        fails (what waits is not released then), or when nobody reads on.
+        fails (what waits is not released then), or when nobody reads on. What closing the source
+        raises is raised at the end of a complete reply; else it is logged, by its type.
 
         Raises:
             GuardViolation: The reply is blocked, and there is no closing text.
             GuardError: It cannot be judged, and the policy says to raise.
         """
-        source = iter(chunks)
-        try:
+        with closed_after(chunks) as parts, self:
+            source = iter(chunks)
+            parts.insert(0, source)
             for chunk in source:
                 events = self.feed(chunk)
                 if self.over:
-                    close_source(source, chunks)
+                    close_quietly(parts)
                 yield from readable(events)
                 if self.over:
                     return
             yield from readable(self.finish())
-        finally:
-            self.close()
-            close_source(source, chunks)
 
     async def atexts(self, chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:
         """`texts`, without blocking the event loop; also when its task is cancelled."""
-        source = aiter(chunks)
-        try:
+        async with aclosed_after(chunks) as parts, self:
+            source = aiter(chunks)
+            parts.insert(0, source)
             async for chunk in source:
                 events = await self.afeed(chunk)
                 if self.over:
-                    await aclose_source(source, chunks)
+                    await aclose_quietly(parts)
                 for text in readable(events):
                     yield text
                 if self.over:
                     return
             for text in readable(await self.afinish()):
                 yield text
-        finally:
-            self.close()
-            await aclose_source(source, chunks)
 
     def _run(self, steps: Steps) -> list[Event]:
         self._start()
@@ -154,8 +158,10 @@ class GuardedStream(Closing):
         self._started = time.perf_counter() if self._started is None else self._started
 
     def _failed(self, error: GuardError) -> None:
-        logger.warning("not judged: %s: %s", type(error).__name__, error)
-        self._judge.close()
+        if self._error is None:
+            logger.warning("not judged: %s: %s", type(error).__name__, error)
+            self._judge.close()
+        self._error = error
 
     def _noted(self, events: list[Event]) -> list[Event]:
         """The events; at the end the decision is logged, and the judge let go."""

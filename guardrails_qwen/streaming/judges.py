@@ -17,7 +17,8 @@ from guardrails_qwen.verdict import Severity, Verdict
 def judge_for(engine: Engine, prompt: Conversation | None, settings: Streaming) -> ReplyJudge:
     """The judge for a reply: a session where the engine has them, else the engine again and again.
 
-    Nothing is run before the first `feed`.
+    An engine that wraps others (`CachedEngine`, `FallbackEngine`, `CascadeEngine`) has none, even
+    where those have. Nothing is run before the first `feed`.
     """
     if isinstance(engine, SessionEngine):
         return OpenedLater(engine, prompt)
@@ -61,6 +62,11 @@ class OpenedLater:
         """Forget the rest of the reply; see `ReplyJudge`."""
         if self._session:
             self._session.truncate(characters)
+
+    async def atruncate(self, characters: int) -> None:
+        """`truncate`, without blocking the event loop."""
+        if self._session:
+            await self._session.atruncate(characters)
 
     def close(self) -> None:
         """Close the session, if there is one."""
@@ -137,6 +143,10 @@ class RepeatedJudge:
         self._judged = min(self._judged, characters)
         self._ends = SentenceEnds(characters)
         self._error = None
+
+    async def atruncate(self, characters: int) -> None:
+        """The same; never waits."""
+        self.truncate(characters)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -25,8 +25,10 @@ from guardrails_qwen.verdict import Severity
 _MOST_REDACTIONS = 64
 """Of one reply. Each makes the judge begin again at a cut, so their number bounds the cost; a reply
 that needs more is replaced."""
-_PIECE = 500
-"""Characters handed to the judge at once after a redaction: so little is in vain at the next."""
+_PIECE = 2_000
+"""Characters handed to the judge at once, a few milliseconds of work without a pause."""
+_SHORT_PIECE = 500
+"""The same after a redaction: so little is in vain at the next."""
 
 _INK = re.compile(r"\S")
 _Asking = Generator[Ask, Answer, None]
@@ -42,7 +44,7 @@ class StreamModerator:
       chunks changes neither what is released in all nor the decision, as long as the judge does
       not fail.
     - A token that the policy would do more about than flag it waits for the next one, as the
-      debounce demands; at the end of the reply it passes.
+      debounce demands; at the end of the reply it passes, unless it is the only one.
     - What is redacted is taken out from the beginning of the sentence in which the run of flagged
       tokens begins to the end of the one in which it ends. The judge is made to forget it, and
       judges what follows in the context that the reader has; the marker is not judged. A reply
@@ -50,10 +52,12 @@ class StreamModerator:
     - A judge of whole texts says nothing about tokens: each of its verdicts counts at once, what it
       judged is cleared, and to redact takes out all that came since its last verdict that passed.
     - What cannot be judged follows the stage's `on_error`. Where that is to allow, all that waits
-      and all that comes passes unjudged, and the decision says so.
+      and all that comes passes unjudged, and the decision says so. Where that is to raise, the
+      error is raised again by all that comes.
+    - What has left is not kept, but for the text of the decision.
 
     One reply each; not to be shared by threads or tasks. Whoever leaves the steps before their end
-    leaves a moderator that releases nothing more.
+    leaves a moderator that releases nothing more; so does `close`.
     """
 
     def __init__(
@@ -76,8 +80,6 @@ class StreamModerator:
         self.settings = settings
         self.stage = Stage(stage)
         self.per_token = per_token
-        self.over = False
-        """Whether nothing more will be released."""
         self.decision: Decision | None = None
         """What was decided about the reply; None until its end. Its text is what was released in
         all, with markers and closing text; its verdict that of the token that decided, or the
@@ -102,13 +104,25 @@ class StreamModerator:
         self._flagged = 0
         """Behind the flagged token: the sentence that is taken out ends there or later."""
         self._redactions = 0
-        self._complete = False
+        self._closed = self._ended = self._asking = False
+        self._came_all = self._complete = False
+        self._error: GuardError | None = None
+        """What was raised, and is raised again."""
         self._deciding: Decision | None = None
         """The first decision of the strictest action that was done."""
         self._worst: Judged | None = None
         """The last of the worst severity."""
         self._unjudged: Decision | None = None
         """Why all that comes passes unjudged."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be released."""
+        return self._closed or self._ended or self._asking
+
+    def close(self) -> None:
+        """Release nothing more and decide nothing, whatever is being judged now."""
+        self._closed = True
 
     def feed(self, text: str) -> Steps:
         """More of the reply. Nothing happens where the reply was blocked.
@@ -117,15 +131,17 @@ class StreamModerator:
             ValueError: The reply is complete already.
             GuardError: It cannot be judged, and the policy says to raise.
         """
+        self._require_judged()
         if self._complete:
             raise ValueError("the reply is complete: nothing can be added to it")
-        if self.over:
-            return []
-        whole = self._characters.feed(text)
-        self._draft.append(whole)
-        self._ends.feed(whole)
-        yield from self._advance()
-        self._require_whole()
+        for start in range(0, len(text), _PIECE):
+            if self.over:
+                break
+            whole = self._characters.feed(text[start : start + _PIECE])
+            self._draft.append(whole)
+            self._ends.feed(whole)
+            yield from self._advance()
+            self._require_whole()
         return self._drained()
 
     def finish(self) -> Steps:
@@ -134,12 +150,16 @@ class StreamModerator:
         Raises:
             GuardError: It cannot be judged, and the policy says to raise.
         """
+        self._require_judged()
         if self.over:
             return []
+        self._came_all = True
         self._characters.finish()
         self._require_whole()
+        yield from self._advance()
         while self._fed and self._asks:
             self._take((yield from self._asked(Finish())))
+            self._count_lone()
             if self._cut is None:
                 break
             yield from self._advance()  # what follows the sentence that is taken out
@@ -166,29 +186,40 @@ class StreamModerator:
             self._release(self._draft.length)
 
     def _piece(self) -> int:
-        return _PIECE if self._redactions else self._draft.length
+        return _SHORT_PIECE if self._redactions else _PIECE
 
     def _resume(self) -> _Asking:
         """Go on behind the sentence that is taken out, once its end is there."""
-        end = None if self._cut is None else self._ends.after(self._flagged)
-        if self._cut is None or end is None or self.over:
+        end = None if self._cut is None or self.over else self._cut_end(self._cut)
+        if self._cut is None or end is None:
             return
-        ink = self._cut + len(self._draft.slice(self._cut, end).rstrip())
-        # white space behind the sentence stays, unless a flagged token is in it
-        if ink >= (self._flagged if self.per_token else self._cut + 1):
-            end = ink
         kept = self._offsets.cut(self._cut, end)
         self._draft.resume(end)
         self._cut, self._fed, self._judged = None, end, kept
         self._take((yield from self._asked(Truncate(characters=kept))))
 
+    def _cut_end(self, cut: int) -> int | None:
+        """Where what is taken out ends; None where that is not known, or where all ends."""
+        end = self._ends.after(self._flagged)
+        if end is None and self._came_all:
+            end = self._draft.length
+        if end is None:
+            return None
+        ink = cut + len(self._draft.slice(cut, end).rstrip())
+        # white space behind the sentence stays, unless a flagged token is in it
+        if ink >= (self._flagged if self.per_token else cut + 1):
+            end = ink
+        return end if end < self._draft.length else None
+
     def _asked(self, ask: Ask) -> Generator[Ask, Answer, Answer]:
-        self.over = True  # for whoever never answers
+        self._asking = True  # for whoever never answers
         answer = yield ask
-        self.over = False
+        self._asking = False
         return answer
 
     def _take(self, answer: Answer) -> None:
+        if self._closed:
+            return
         if isinstance(answer, GuardError):
             self._fail(answer)
             return
@@ -216,6 +247,16 @@ class StreamModerator:
         self._note(decision)
         behind = self._offsets.start(following.start) if following else None
         self._clearance.clear(seen, behind)
+
+    def _count_lone(self) -> None:
+        """A reply of a single token is what that token is: no other will confirm it."""
+        lone = self._clearance.lone
+        if lone is None or lone.decision is None or not self._asks:
+            return
+        if lone.suspicious:
+            self._act(lone.decision, lone)
+        else:
+            self._note(lone.decision)
 
     def _in_order(self, judged: Judged) -> bool:
         """Whether nothing but white space lies between this and what was judged before."""
@@ -251,11 +292,10 @@ class StreamModerator:
     def _take_out(self, decision: Decision, seen: Seen) -> None:
         """From the beginning of the sentence on; nothing that the reader has."""
         self._redactions += 1
-        start = seen.start
-        if self.per_token:
-            run = self._clearance.run_start(seen)
-            ink = _INK.search(self._draft.slice(run, seen.end))
-            start = self._ends.up_to(run + ink.start() if ink else run) or 0
+        start = self._clearance.run_start(seen)
+        if self.per_token and start >= self._draft.settled:
+            ink = _INK.search(self._draft.slice(start, seen.end))
+            start = self._ends.up_to(start + ink.start() if ink else start) or 0
         self._cut = self._draft.take_out(start, decision)
         self._flagged = seen.end
         self._clearance.forget(self._cut)
@@ -266,18 +306,24 @@ class StreamModerator:
         self._events += self._draft.release(limit)
         self._clearance.settle(self._draft.settled)
 
+    def _require_judged(self) -> None:
+        if self._error:
+            raise self._error
+
     def _require_whole(self) -> None:
         if self._characters.broken and not self.over:
             reason = "the reply has half a character in it: decode it properly"
             self._fail(ConversationError(reason))
 
     def _fail(self, error: GuardError) -> None:
-        self.over = True  # also where the policy raises
-        decision = self.policy.decide_unjudged(self.stage, error)
+        try:
+            decision = self.policy.decide_unjudged(self.stage, error)
+        except GuardError as raised:
+            self._ended, self._error = True, raised
+            raise
         if decision.action is not Action.ALLOW:
             self._end(decision)
             return
-        self.over = False
         self._unjudged = decision
         self._release(self._draft.length)
 
@@ -290,7 +336,7 @@ class StreamModerator:
         closing = closings.get(decision.action, self.settings.closing)
         if closing:
             self._draft.say(closing)
-        self.over = True
+        self._ended = True
         self.decision = self._whole(decision)
         without_text = replace(self.decision, text=None)
         self._events.append(Block(decision=without_text, closing=closing))
@@ -302,8 +348,8 @@ class StreamModerator:
         elif self._unjudged is None and self._rest().strip():
             self._fail(GuardError("the judge left a part of the reply unjudged"))
             return
-        self._release(self._draft.length)
-        self.over = self._complete = True
+        self._events += self._draft.release(self._draft.length, complete=True)
+        self._ended = self._complete = True
         self.decision = self._whole(self._deciding or self._unjudged or self._passed())
 
     def _rest(self) -> str:
@@ -329,5 +375,7 @@ class StreamModerator:
 
     def _drained(self) -> list[Event]:
         events, self._events = self._events, []
+        if self._closed:
+            return []
         waiting = 0 if self.over else self._draft.waiting
         return events or ([Hold(characters=waiting)] if waiting else [])

@@ -5,6 +5,7 @@ For authors of frameworks: `run(moderator.feed(text), judge)` is all that a stre
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -60,11 +61,12 @@ def run(steps: Steps, judge: ReplyJudge) -> list[Event]:
 
 
 async def arun(steps: Steps, judge: ReplyJudge) -> list[Event]:
-    """`run`, without blocking the event loop."""
+    """`run`, without blocking the event loop, which has its turn between what is asked."""
     try:
         ask = next(steps)
         while True:
             ask = steps.send(await _aanswer(ask, judge))
+            await asyncio.sleep(0)  # a judge that has nothing to wait for does not wait
     except StopIteration as done:
         return done.value
     finally:
@@ -74,7 +76,8 @@ async def arun(steps: Steps, judge: ReplyJudge) -> list[Event]:
 def _answer(ask: Ask, judge: ReplyJudge) -> Answer:
     try:
         if isinstance(ask, Truncate):
-            return _truncated(ask, judge)
+            judge.truncate(ask.characters)
+            return []
         return _checked(judge.feed(ask.text) if isinstance(ask, Feed) else judge.finish())
     except Exception as error:  # noqa: BLE001  whatever a judge raises, nothing was judged
         return failure(error)
@@ -83,16 +86,12 @@ def _answer(ask: Ask, judge: ReplyJudge) -> Answer:
 async def _aanswer(ask: Ask, judge: ReplyJudge) -> Answer:
     try:
         if isinstance(ask, Truncate):
-            return _truncated(ask, judge)
+            await judge.atruncate(ask.characters)
+            return []
         judging = judge.afeed(ask.text) if isinstance(ask, Feed) else judge.afinish()
         return _checked(await judging)
     except Exception as error:  # noqa: BLE001  whatever a judge raises, nothing was judged
         return failure(error)
-
-
-def _truncated(ask: Truncate, judge: ReplyJudge) -> Answer:
-    judge.truncate(ask.characters)
-    return []
 
 
 def _checked(answer: Sequence[Judged]) -> Answer:

@@ -54,6 +54,9 @@ class LetteredJudge:
         self.text = self.text[:characters]
         self._bytes = min(self._bytes, len(self.text.encode()))
 
+    async def atruncate(self, characters: int) -> None:
+        self.truncate(characters)
+
     def close(self) -> None:
         self.closed = True
 

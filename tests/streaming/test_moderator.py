@@ -102,6 +102,9 @@ class Tape:
         self.text = self.text[:characters]
         self.judged = min(self.judged, characters)
 
+    async def atruncate(self, characters: int) -> None:
+        self.truncate(characters)
+
     def close(self) -> None:
         pass
 
@@ -243,7 +246,9 @@ REDACTED = [
     pytest.param("Ab. xx. Gh.", f"Ab. {MARK} Gh.", [(4, 7)], id="at its beginning"),
     pytest.param("xx. Gh.", f"{MARK} Gh.", [(0, 3)], id="at the beginning of all"),
     pytest.param("Ab. Cd xx", f"Ab. {MARK}", [(4, 9)], id="at the end of all"),
-    pytest.param("Ab. Cd xx.  ", f"Ab. {MARK}", [(4, 12)], id="with white space at the end"),
+    pytest.param("Ab. Cd xx.  ", f"Ab. {MARK}  ", [(4, 10)], id="with white space at the end"),
+    pytest.param("Ab. Cd xxef\n", f"Ab. {MARK}\n", [(4, 11)], id="and more of the sentence"),
+    pytest.param("xx.\n", f"{MARK}\n", [(0, 3)], id="all but white space"),
     pytest.param("Ab. Cd x. Gh.", "Ab. Cd x. Gh.", [], id="one token is noise"),
     pytest.param("ab;b。xc。de", f"{MARK}de", [(0, 8)], id="a run over a boundary takes both"),
     pytest.param("Ab. xx. xx.  xx. Ij.", f"Ab. {MARK} Ij.", [(4, 16)], id="three in a row are one"),
@@ -495,7 +500,11 @@ def test_failure(doors: StreamDoors, error: Exception, waved: bool, asked: int) 
         doors.moderate(raising, tape(), chunks)
     assert "SECRET" not in str(caught.value)
     assert raising.over
-    assert doors.run(raising.feed("more"), tape()) == []
+    for again in (raising.feed("more"), raising.feed(""), raising.finish()):
+        with pytest.raises(GuardError) as other:
+            doors.run(again, tape())
+        assert other.value is caught.value
+    assert raising.decision is None
 
 
 def test_what_follows_an_outage_passes_at_once_and_is_not_judged(doors: StreamDoors) -> None:
