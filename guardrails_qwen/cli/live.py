@@ -48,6 +48,11 @@ class RecordingJudge:
         self._judge.truncate(characters)
         del self._severities[characters:]
 
+    async def atruncate(self, characters: int) -> None:
+        """See `ReplyJudge`."""
+        await self._judge.atruncate(characters)
+        del self._severities[characters:]
+
     def close(self) -> None:
         """See `ReplyJudge`."""
         self._judge.close()
