@@ -37,8 +37,8 @@ from guardrails_qwen.verdict import Span, Verdict
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from guardrails_qwen.engines.families import LocalOptions
     from guardrails_qwen.engines.openai_compatible import RemoteOptions
-    from guardrails_qwen.engines.transformers import LoadOptions
     from guardrails_qwen.streaming.guarded import GuardedStream
 
 logger = logging.getLogger("guardrails_qwen")
@@ -73,11 +73,12 @@ class Guard:
         cls,
         model: str | Path = "tiny",
         policy: Policy | None = None,
-        **options: Unpack[LoadOptions],
+        **options: Unpack[LocalOptions],
     ) -> Guard:
-        """A guard on a local model: Qwen3Guard-Gen, or Llama Guard 3 or 4, as its config says.
+        """A guard on a local model: Qwen3Guard-Gen or -Stream, or Llama Guard 3 or 4.
 
-        See `TransformersEngine.from_pretrained` for the options.
+        Its config says which. See `TransformersEngine.from_pretrained` for the options; those that
+        an engine has not are refused, and `sessions` is for `StreamEngine`.
         """
         from guardrails_qwen.engines.families import from_pretrained
 
