@@ -35,8 +35,16 @@ def settled_length(text: str, seen: int = 0) -> int:
 
 
 def segments(text: str) -> list[str]:
-    """The pieces that are brought into NFC each by itself."""
-    starts = [i for i, character in enumerate(text) if i == 0 or not _joins(character)]
+    """The pieces that are brought into NFC each by itself.
+
+    A character that composes with nothing is one, and the marks behind it are another, as they are
+    where `settled_length` parts them. So the pieces are the same however a text comes.
+    """
+    starts = [
+        index
+        for index, character in enumerate(text)
+        if index == 0 or not _joins(character) or _ends_alone(text[index - 1])
+    ]
     return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
@@ -61,6 +69,10 @@ def _joins(character: str) -> bool:
     first = unicodedata.normalize("NFD", character)[0]
     unknown = unicodedata.category(character) == "Cn"  # the tokenizer's Unicode may be newer
     return unknown or unicodedata.combining(first) != 0 or first in _seconds()
+
+
+def _ends_alone(character: str) -> bool:
+    return not (_joins(character) or _composes(character))
 
 
 @lru_cache(maxsize=4096)

@@ -32,6 +32,9 @@ _OPTIONS = (
 )
 _PATIENT = 512
 _SEGMENT = 8
+_AT_ONCE = 256
+"""Characters; what is longer is worked through in parts, since cost grows faster than a part."""
+_APOSTROPHES = frozenset("'’")
 _UNFORESEEN = "the pre-tokenizer moved a cut that was taken for certain"
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _SPELLING = {
@@ -145,7 +148,16 @@ class GrowingText:
         """
         if self._finished:
             raise ValueError("the text is finished")
-        _refuse_surrogates(text)
+        if not _encodable(text):
+            raise ConversationError(
+                "half of a surrogate pair is in the text: it is no character and has no tokens"
+            )
+        tokens: list[Token] = []
+        for start in range(0, len(text), _AT_ONCE):
+            tokens += self._taken(text[start : start + _AT_ONCE])
+        return tokens
+
+    def _taken(self, text: str) -> list[Token]:
         seen, self._unsettled = len(self._unsettled), self._unsettled + text
         self._fed += len(text)
         if self._encoder.normalizes:
@@ -176,15 +188,17 @@ class GrowingText:
             return
         raw, position = self._unsettled[:length], self._fed - len(self._unsettled)
         self._unsettled = self._unsettled[length:]
-        whole = self._encoder.normalized(raw)
-        parts = list(raw) if whole == raw else segments(raw)
-        origin = [*self._origin]
-        for part in parts:
-            settled = part if whole == raw else self._encoder.normalized(part)
-            end = position + len(part)
-            origin += [(max(0, position), max(0, end))] * len(settled)
-            position = end
-        self._text, self._origin = self._text + whole, origin
+        text, origin = "", [*self._origin]
+        for part in segments(raw) if self._encoder.normalizes else raw:
+            settled = part if part.isascii() else self._encoder.normalized(part)
+            places = range(position, position + len(part))
+            position += len(part)
+            if settled == part:
+                origin += [(max(0, place), max(0, place + 1)) for place in places]
+            else:
+                origin += [(max(0, places.start), max(0, places.stop))] * len(settled)
+            text += settled
+        self._text, self._origin = self._text + text, origin
 
     def _advance(self) -> list[Token]:
         """Hand out what is certain: whole pieces, and the beginning of the one behind them."""
@@ -284,8 +298,13 @@ class GrowingText:
         return map(_spelled, forms or ("",))
 
     def _peek(self) -> str:
-        """What comes next, as far as it is known: enough to see where pieces end."""
-        return self._encoder.normalized(self._unsettled[0])[:1] if self._unsettled else ""
+        """What comes next, as far as it is known: enough to see where pieces end.
+
+        What composes stays of its kind, but s behind an apostrophe may become another letter.
+        """
+        if not self._unsettled or not _APOSTROPHES.isdisjoint((self._shape + self._text)[-2:]):
+            return ""
+        return self._encoder.normalized(self._unsettled[0])[:1]
 
 
 def _checked(tokenizer: Tokenizer) -> bool:
@@ -310,11 +329,8 @@ def _spelled(text: str) -> str:
     return text.encode().decode("latin-1").translate(_SPELLING)
 
 
-def _refuse_surrogates(text: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ConversationError(
-                "half of a surrogate pair is in the text: it is no character and has no tokens"
-            ) from None
+def _encodable(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False

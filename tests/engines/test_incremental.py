@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -165,6 +166,39 @@ def test_real_text_in_chunks_of_every_length(name: str, head: str, text: str) ->
     for width in (1, 2, 3, 7, len(text)):
         tokens = fed(encoder(name).growing(head), chunks(text, [width]))
         assert ids(tokens) == whole(name, head + text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=100, deadline=None)
+@given(text=WRITING, cuts=CUTS, head=st.sampled_from(HEADS))
+def test_any_cutting_gives_the_same_offsets(
+    name: str, text: str, cuts: list[int], head: str
+) -> None:
+    at_once = fed(encoder(name).growing(head), iter([text]))
+    assert fed(encoder(name).growing(head), chunks(text, cuts)) == at_once
+
+
+@pytest.mark.parametrize(
+    ("text", "offsets"),
+    [
+        pytest.param("q\u0301 \u1112\u1161\u11ab.", [0, 1, 2, 3, 6], id="a composed one beside"),
+        pytest.param("中\u0301\u0323.", [0, 1, 3], id="marks that change places"),
+    ],
+)
+@pytest.mark.parametrize("width", [1, 2, 9])
+def test_what_composes_is_one_and_what_does_not_is_several(
+    text: str, offsets: list[int], width: int
+) -> None:
+    tokens = fed(encoder("bundled").growing(), chunks(text, [width]))
+    assert {place for token in tokens for place in (token.start, token.end)} <= {
+        *offsets,
+        len(text),
+    }
+
+
+def test_a_letter_of_a_contraction_may_become_another_one() -> None:
+    text = "A's A's\u0301 A'll\u0301"
+    assert ids(fed(encoder("cases").growing(), iter(text))) == whole("cases", text)
 
 
 @settings(max_examples=150, deadline=None)
@@ -347,6 +381,28 @@ def _within_the_last(name: str, text: str, certain: int) -> bool:
     return composes and encoding.offsets[certain][1] > last
 
 
+MIXED = {
+    "white space": " \n\r\t",
+    "breaks and spaces": "\n      ",
+    "kinds of spaces": "  \t\u3000\u00a0",
+    "letters and apostrophes": "abst'’",
+    "upper and lower case": "aAbBéÉ",
+    "punctuation": "!?.,;-#_(",
+    "punctuation and breaks": "!/\n\r",
+    "digits": "0129٣²Ⅷ",
+    "marks": "e\u0301\u0323\u0338",
+    "zero width": "a\u200d\u200b\ufe0f ",
+    "ideographs and spaces": "我们去 \n中，",
+    "jamo": "\u1112\u1161\u11ab가",
+    "emoji": "👍🏽\u200d🚀",
+    "everything": " \n'’aAés1.!中\u0301\u200d👍\u3000\u00a0\x85ſ",
+}
+
+
+def _mixed(letters: str) -> str:
+    return "".join(Random(letters).choices(letters, k=20_000))
+
+
 LONG = {
     "words": "It is the same old story of words and more words, isn't it? " * 340,
     "ideographs": CHINESE.replace("，", "").replace("。", "") * 300,
@@ -354,14 +410,15 @@ LONG = {
     "spaces": " " * 20_000,
     "a line break and spaces": "\n" + " " * 20_000,
     "contractions": "stdm" * 5_000,
-    "punctuation": "!$?-" * 5_000,
-    "marks": "a" + "\u0301\u0323" * 10_000,
+    "repeated punctuation": "!$?-" * 5_000,
+    "repeated marks": "a" + "\u0301\u0323" * 10_000,
+    **{name: _mixed(letters) for name, letters in MIXED.items()},
 }
 
 
-def _looked_at(text: str) -> int:
-    """How many characters the tokenizer is given for a text that is fed one by one."""
-    own, seen = TextEncoder(tokenizer("bundled")), 0
+def _looked_at(text: str, width: int, name: str = "bundled") -> int:
+    """How many characters the tokenizer is given for a text that is fed in chunks."""
+    own, seen = TextEncoder(tokenizer(name)), 0
     encode, cut = own.merges.encode, own.splits.cut
 
     def encode_counted(piece: str) -> list[Merged]:
@@ -375,15 +432,22 @@ def _looked_at(text: str) -> int:
         return cut(piece)
 
     own.merges.encode, own.splits.cut = encode_counted, cut_counted
-    assert ids(fed(own.growing(), iter(text))) == whole("bundled", text)
+    assert ids(fed(own.growing(), chunks(text, [width]))) == whole(name, text)
     return seen
 
 
+@pytest.mark.parametrize("width", [1, 2_000])
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
-def test_the_cost_of_a_text_is_linear(text: str) -> None:
-    short, long = _looked_at(text[:5_000]), _looked_at(text[:20_000])
-    assert long < 1.5 * 4 * short
+def test_the_cost_of_a_text_is_linear(text: str, width: int) -> None:
+    short, long = _looked_at(text[:5_000], width), _looked_at(text[:20_000], width)
+    assert long < 2 * 4 * short
     assert long < 500 * 20_000
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("letters", MIXED.values(), ids=MIXED)
+def test_mixtures_cost_little_whatever_the_tokenizer(name: str, letters: str) -> None:
+    assert _looked_at(_mixed(letters)[:3_000], 4, name) < 200 * 3_000
 
 
 def test_a_lone_surrogate_is_refused_and_does_no_harm() -> None:
@@ -393,6 +457,7 @@ def test_a_lone_surrogate_is_refused_and_does_no_harm() -> None:
         growing.feed("plan \ud83d")
     assert "plan" not in str(caught.value)
     assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
     assert ids([*tokens, *growing.feed("plan"), *growing.finish()]) == whole(
         "bundled", "secret plan"
     )
