@@ -36,7 +36,7 @@ class Gate:
 
     def read(self, values: Iterable[Any], places: Iterable[Place]) -> list[Passing]:
         """The values as they pass."""
-        return passages(values, places, self.stage, self.key)
+        return passages(values, places, self.stage, self.key, self.streaming.closing)
 
     def check(self, passing: Sequence[Passing]) -> list[Decision | GuardError]:
         """The results for all that has to be judged of them, in order."""

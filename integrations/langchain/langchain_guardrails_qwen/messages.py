@@ -112,7 +112,7 @@ def kept_metadata(given: dict[str, Any]) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in given.items()
-        if key in _METADATA and (value is None or isinstance(value, (str, int, float)))
+        if key in _METADATA and _is_mark(value)
     }
     usage = {key: _numbers(given[key]) for key in _USAGE if isinstance(given.get(key), dict)}
     return kept | usage
@@ -138,6 +138,13 @@ def _emptied(message: BaseMessage) -> dict[str, Any]:
             f"a {type(message).__name__} cannot be changed: give defaults to its own fields"
         )
     return {key: fields[key].get_default(call_default_factory=True) for key in added}
+
+
+def _is_mark(value: object) -> bool:
+    """Whether a value is a number or a token: a provider may put any text anywhere."""
+    if isinstance(value, str):
+        return is_token(value)
+    return value is None or isinstance(value, (int, float))
 
 
 def _numbers(usage: dict[str, Any]) -> dict[str, Any]:

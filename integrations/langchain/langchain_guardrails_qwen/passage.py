@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from langchain_core.messages import AIMessage
 
 from guardrails_qwen import (
     Action,
@@ -29,6 +31,9 @@ _SPEAKERS = {
 _NO_PROMPTS = frozenset({Stage.OUTPUT, Stage.TOOL_CALL, Stage.CONTEXT})
 """Stages of values that no model is asked."""
 
+_REPLIES = frozenset({Stage.OUTPUT, Stage.TOOL_CALL})
+"""Stages of what a model says."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
@@ -39,11 +44,20 @@ class Passage:
     place: Place
     stage: Stage | None
     key: str | None
+    closing: str | None
+    """What a reply is replaced by that is blocked; None: raise."""
     prompt: Prompt
     """What comes before the value's own messages, where an assistant begins them."""
 
     @classmethod
-    def of(cls, value: Any, place: Place, stage: Stage | None, key: str | None) -> Passage:
+    def of(
+        cls,
+        value: Any,
+        place: Place,
+        stage: Stage | None,
+        key: str | None,
+        closing: str | None,
+    ) -> Passage:
         """Read a value where it passes.
 
         A plain text is the assistant's where a guard further left has let a prompt in. A reply is
@@ -62,6 +76,7 @@ class Passage:
             place=place,
             stage=stage,
             key=key,
+            closing=closing if _is_reply(value, prompt) else None,
             prompt=(prompt or ()) if reading.messages[0].role is Role.ASSISTANT else (),
         )
 
@@ -79,7 +94,7 @@ class Passage:
             GuardViolation: A message was blocked.
             GuardError: One could not be judged, and the policy says to raise.
         """
-        decisions = [_not_blocked(result) for result in results]
+        decisions = [_not_blocked(result, self.closing) for result in results]
         unchanged = all(decision.allowed for decision in decisions)
         passed_on = self.value if unchanged else self.reading.put(decisions)
         asks = any(message.role is not Role.ASSISTANT for message in self.reading.messages)
@@ -98,10 +113,17 @@ Passing = Passage | ConversationError
 
 
 def passages(
-    values: Iterable[Any], places: Iterable[Place], stage: Stage | None, key: str | None
+    values: Iterable[Any],
+    places: Iterable[Place],
+    stage: Stage | None,
+    key: str | None,
+    closing: str | None,
 ) -> list[Passing]:
     """Values as they pass; one that cannot be read spares its neighbours."""
-    return [_attempt(value, place, stage, key) for value, place in zip(values, places, strict=True)]
+    return [
+        _attempt(value, place, stage, key, closing)
+        for value, place in zip(values, places, strict=True)
+    ]
 
 
 def asked(passing: Iterable[Passing]) -> list[Conversation]:
@@ -125,9 +147,11 @@ def settled(passing: Iterable[Passing], results: Iterable[Decision | GuardError]
     ]
 
 
-def _attempt(value: Any, place: Place, stage: Stage | None, key: str | None) -> Passing:
+def _attempt(
+    value: Any, place: Place, stage: Stage | None, key: str | None, closing: str | None
+) -> Passing:
     try:
-        return Passage.of(value, place, stage, key)
+        return Passage.of(value, place, stage, key, closing)
     except ConversationError as error:
         return error
 
@@ -139,9 +163,18 @@ def _settled(passage: Passage, results: Sequence[Decision | GuardError]) -> Any:
         return error
 
 
-def _not_blocked(result: Decision | GuardError) -> Decision:
+def _is_reply(value: Any, prompt: Prompt | None) -> bool:
+    """Whether a value is what a model said, not what it shall go on with."""
+    if isinstance(value, dict):
+        return prompt is not None
+    return isinstance(value, (str, AIMessage))
+
+
+def _not_blocked(result: Decision | GuardError, closing: str | None) -> Decision:
     if isinstance(result, GuardError):
         raise result
-    if result.action is Action.BLOCK:
+    if result.action is not Action.BLOCK:
+        return result
+    if closing is None or result.stage not in _REPLIES:
         raise GuardViolation(result)
-    return result
+    return replace(result, action=Action.REPLACE, text=closing)

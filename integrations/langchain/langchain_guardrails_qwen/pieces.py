@@ -121,8 +121,24 @@ def is_end(chunk: ReplyChunk) -> bool:
 
 def may_repeat(chunk: ReplyChunk) -> bool:
     """Whether the metadata of a chunk may repeat text, perhaps text that did not come yet."""
-    metadata = {} if isinstance(chunk, str) else chunk.response_metadata
-    return kept_metadata(metadata) != metadata
+    return not isinstance(chunk, str) and bool(_repeating(chunk.response_metadata))
+
+
+def told_later(chunk: ReplyChunk) -> tuple[ReplyChunk, ReplyChunk | None]:
+    """A chunk without the metadata that may repeat text, and a chunk of only that, if there is any.
+
+    It may repeat text that is not judged yet, so that it has to wait for all of it.
+    """
+    if isinstance(chunk, str) or not may_repeat(chunk):
+        return chunk, None
+    given, repeating = chunk.response_metadata, _repeating(chunk.response_metadata)
+    first = {key: value for key, value in given.items() if key not in repeating}
+    later = AIMessageChunk(
+        content="" if isinstance(chunk.content, str) else [],
+        id=identity(chunk),
+        response_metadata=repeating,
+    )
+    return chunk.model_copy(update={"response_metadata": first}), later
 
 
 def is_silent(chunk: ReplyChunk) -> bool:
@@ -169,6 +185,16 @@ class BlockOrder:
         self._past.add(last)
         self._place = index, name
         return index is None or index not in self._past
+
+
+def _repeating(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata that may repeat text; numbers do not, nor does what is empty."""
+    kept = kept_metadata(metadata)
+    return {
+        key: value
+        for key, value in metadata.items()
+        if value and not isinstance(value, (int, float)) and (key not in kept or kept[key] != value)
+    }
 
 
 def _no_end() -> dict[str, Any]:

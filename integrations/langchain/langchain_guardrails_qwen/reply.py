@@ -25,9 +25,10 @@ from langchain_guardrails_qwen.pieces import (
     plain_text,
     said,
     said_by,
+    told_later,
     usage_of,
 )
-from langchain_guardrails_qwen.streams import added_up, is_complete
+from langchain_guardrails_qwen.streams import added_up, is_complete, spoken
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Reply:
     has to be judged as a whole, and `rest_passed` gives what leaves then.
 
     Chunks leave in their order, one without text not before the text before it. What says that the
-    reply is complete waits until it is, and so does metadata without text that may repeat it.
+    reply is complete waits until it is, and so does metadata that may repeat its text.
 
     Args:
         closing: What the reader gets in place of the rest when the policy blocks; None: raise.
@@ -102,9 +103,11 @@ class Reply:
         self._model = chunk if text or not self._length else self._model
         if not text and (self._ends or is_end(chunk) or may_repeat(chunk)):
             self._ends.append(chunk)
-        else:
-            start, self._length = self._length, self._length + len(text)
-            self._waiting.append(_Waiting(chunk=chunk, start=start, end=self._length))
+            return text
+        now, later = told_later(chunk)
+        start, self._length = self._length, self._length + len(text)
+        self._waiting.append(_Waiting(chunk=now, start=start, end=self._length))
+        self._ends.extend([later] if later else [])
         return text
 
     def passed(self, events: Iterable[Event], *, finished: bool = False) -> Iterator[Any]:
@@ -144,13 +147,14 @@ class Reply:
         Raises:
             GuardViolation: It is blocked, and there is no closing text.
             GuardError: It could not be judged, and the policy says to raise.
+            ConversationError: Its blocks add up to something else than what was released.
         """
         total, decision = _decided(passing, results)
         rest = self._rest()
         if decision.action is Action.BLOCK:
             yield from self._closed(self._closing, decision)
         elif decision.allowed and not self._changed:
-            yield from rest if is_complete(total, self.came) else added_up(rest)
+            yield from rest if is_complete(total, self.came) else self._in_order(total, rest)
         elif not self._told:
             yield ended(_changed(total, decision))
         elif decision.action is Action.REDACT and not self._changed:
@@ -200,6 +204,19 @@ class Reply:
             raise GuardViolation(decision)
         if text or isinstance(self._model, AIMessageChunk):
             yield closing(self._model, text, usage_of(self._rest()))
+
+    def _in_order(self, total: Any, rest: list[Any]) -> Iterator[Any]:
+        """The rest of a reply that passed, so that its reader has what was judged."""
+        told, text, [unsaid] = "".join(self._told), spoken(total), added_up(rest)
+        if told + spoken(unsaid) == text:
+            yield unsaid
+        elif text.startswith(told):
+            yield ended(unsaid.model_copy(update={"content": text[len(told) :]}))
+        else:
+            raise ConversationError(
+                "what was released of this reply is not how its blocks begin when they are added "
+                "up: a block was continued behind another one"
+            )
 
     def _redacted(self, total: Any, rest: list[Any], decision: Decision) -> Iterator[Any]:
         """What a redaction of the whole leaves behind what the reader has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, cast
@@ -11,16 +12,22 @@ from langchain_core.messages import BaseMessageChunk
 from langchain_core.runnables.utils import AddableDict
 
 from guardrails_qwen import ConversationError
-from langchain_guardrails_qwen.content import is_token
+from langchain_guardrails_qwen.content import is_token, is_words, word_field
 
 _PIECES = (str, BaseMessageChunk, list, AddableDict)
 """Kinds of values that are streamed in pieces."""
 
 _NOT_ADDED = frozenset(
     {"type", "example", "response_metadata", "usage_metadata", "artifact"}
-    | {"tool_calls", "invalid_tool_calls"}
+    | {"tool_calls", "invalid_tool_calls", "chunk_position"}
 )
 """Fields of chunks that say nothing, or nothing that `tool_call_chunks` does not say."""
+
+_KEPT_ONCE = frozenset({"type", "id", "index"})
+"""Marks: of several that are added up, one is kept."""
+
+_SPOKEN = "content"
+"""The place of words."""
 
 
 def added_up(chunks: Sequence[Any]) -> list[Any]:
@@ -71,28 +78,58 @@ def _not_added_up(chunks: Sequence[Any]) -> ConversationError:
 
 
 def is_complete(total: object, chunks: Sequence[Any]) -> bool:
-    """Whether a message says all that the chunks say that were added up to it."""
+    """Whether a message says what the chunks say that were added up to it, in the same order.
+
+    Blocks are added up by their index, so that what was judged may be in another order than what
+    came: then nobody may read the chunks as they came.
+    """
     if not isinstance(total, BaseMessageChunk):
         return True
-    said = "\0".join(_texts(_fields(total)))
-    return all(text in said for chunk in chunks for text in _texts(_fields(chunk)))
+    came = defaultdict[str, str](str)
+    for chunk in chunks:
+        for place, text in _texts(chunk):
+            came[place] += text
+    whole = defaultdict[str, str](str)
+    for place, text in _texts(total):
+        whole[place] += text
+    return came == whole
 
 
-def _fields(chunk: BaseMessageChunk) -> dict[str, Any]:
+def spoken(value: object) -> str:
+    """The words of a text or a message; unlike `words`, of blocks that only end another one too."""
+    if isinstance(value, BaseMessageChunk):
+        return "".join(text for place, text in _texts(value) if place == _SPOKEN)
+    return value if isinstance(value, str) else ""
+
+
+def _texts(chunk: BaseMessageChunk) -> Iterator[tuple[str, str]]:
+    """All texts of a message, each with its place: the fields that it is in."""
     fields = {**vars(chunk), **(chunk.model_extra or {})}
-    own = {key: value for key, value in fields.items() if key not in _NOT_ADDED}
-    if chunk.id and is_token(chunk.id):
-        del own["id"]  # of several ids one is kept
-    return own
+    for key, value in fields.items():
+        if key == "content":
+            for block in [value] if isinstance(value, str) else value:
+                yield from _block_texts(block)
+        elif key not in _NOT_ADDED:
+            yield from _leaves(key, value)
 
 
-def _texts(value: object) -> Iterator[str]:
+def _block_texts(block: str | dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if isinstance(block, str):
+        yield _SPOKEN, block
+        return
+    aloud = word_field(block) if is_words(block) else None
+    for key, value in block.items():
+        yield from _leaves(_SPOKEN if key == aloud else f"content.{key}", value)
+
+
+def _leaves(place: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
-            if key != "type":
-                yield from _texts(item)
+            yield from _leaves(f"{place}.{key}", item)
     elif isinstance(value, (list, tuple)):
         for item in cast("Iterable[object]", value):
-            yield from _texts(item)
-    elif value is not None and not isinstance(value, (int, float)):
-        yield str(value)
+            yield from _leaves(place, item)
+    elif value and not isinstance(value, (int, float)):
+        text = str(value)
+        if not (is_token(text) and place.rpartition(".")[2] in _KEPT_ONCE):
+            yield place, text
