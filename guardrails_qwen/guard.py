@@ -226,7 +226,8 @@ class Guard:
         """A reply that is moderated while it is written; nothing is run before its first text.
 
         An engine that knows sessions judges every token once; any other judges the reply so far
-        again and again, at the ends of sentences.
+        again and again, at the ends of sentences. So does an engine around one with sessions: a
+        cache, a fallback, a cascade.
 
         Args:
             prompt: What the reply answers; None where that is not known. It is not decided about.

@@ -57,6 +57,10 @@ class LetteredJudge:
     async def atruncate(self, characters: int) -> None:
         self.truncate(characters)
 
+    def whole(self, text: str) -> list[TokenVerdict]:
+        """The tokens of a complete reply."""
+        return [*self.feed(text), *self.finish()]
+
     def close(self) -> None:
         self.closed = True
 

@@ -291,6 +291,110 @@ async def test_a_response_is_closed_itself() -> None:
     assert (sync.closed, asynchronous.closed) == (1, 1)
 
 
+class Stubborn(Source):
+    """A source that cannot be closed, or not even read."""
+
+    def __init__(self, chunks: list[str], error: Exception | None = None, *, read: bool = True):
+        super().__init__(chunks, error)
+        self.read = read
+
+    def __iter__(self) -> Iterator[str]:
+        if not self.read:
+            raise LookupError
+        return super().__iter__()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        if not self.read:
+            raise LookupError
+        return super().__aiter__()
+
+    def close(self) -> None:
+        self.closed += 1
+        raise RuntimeError("SECRET")
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0)
+        self.close()
+
+
+CANNOT_BE_CLOSED = [
+    pytest.param(Stubborn(CHUNKS), Streaming(), GuardViolation, id="a block"),
+    pytest.param(Stubborn(CHUNKS), Streaming(closing="Sorry."), None, id="a closing text"),
+    pytest.param(Stubborn([], ConnectionError()), Streaming(), ConnectionError, id="it fails"),
+    pytest.param(Stubborn([], read=False), Streaming(), LookupError, id="it does not even begin"),
+]
+
+
+@pytest.mark.parametrize(("source", "settings", "expected"), CANNOT_BE_CLOSED)
+def test_a_source_that_cannot_be_closed_masks_nothing(
+    doors: StreamDoors,
+    caplog: pytest.LogCaptureFixture,
+    source: Stubborn,
+    settings: Streaming,
+    expected: type[Exception] | None,
+) -> None:
+    source.closed = 0
+    stream = Guard(ScriptedStreamEngine(tokens={"bomb": HARM})).stream(ASK, settings=settings)
+    got, error = read(doors, stream, source)
+    assert (type(error) if error else None) is expected
+    if source.chunks:
+        assert "".join(got) == "Mix it. Build a" + (settings.closing or "")
+    assert source.closed > 0
+    assert "a source could not be closed: RuntimeError" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+def test_what_closing_a_complete_reply_raises_is_raised(doors: StreamDoors) -> None:
+    got, error = read(doors, Guard(ScriptedStreamEngine()).stream(ASK), Stubborn(["Mix it."]))
+    assert "".join(got) == "Mix it."
+    assert isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize("on_error", OnError)
+async def test_a_stream_that_is_closed_meanwhile_releases_nothing(on_error: OnError) -> None:
+    go = asyncio.Event()
+
+    class Slow(ScriptedEngine):
+        async def ajudge(self, conversations: Sequence[Conversation]) -> list[Outcome]:
+            await go.wait()
+            return [EngineUnavailable("closed")] * len(conversations)
+
+    for engine in (Slow(), ScriptedStreamEngine()):
+        stream = Guard(engine, Policy.strict(on_error=on_error)).stream(ASK, settings=SENTENCE)
+        feeding = asyncio.create_task(stream.afeed("Secret. Text. " * 1000))
+        await asyncio.sleep(0)
+        stream.close()
+        go.set()
+        assert await feeding == []
+        assert stream.over
+        assert stream.decision is None
+        assert await stream.afinish() == []
+
+
+async def test_the_event_loop_has_its_turn_while_a_long_chunk_is_judged() -> None:
+    for engine in (ScriptedEngine(), ScriptedStreamEngine()):
+        stream = Guard(engine).stream(ASK)
+        feeding, turns = asyncio.create_task(stream.afeed("Mix it well. " * 1000)), 0
+        while not feeding.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 6
+        stream.close()
+
+
+def test_an_error_is_raised_again_and_logged_once(
+    doors: StreamDoors, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FailingEngine(EngineUnavailable("gone"))
+    stream = Guard(engine, Policy.strict(on_error=OnError.RAISE)).stream(ASK, settings=SENTENCE)
+    for text in ("Mix it. Bake", " it. Eat", ""):
+        with pytest.raises(EngineUnavailable):
+            doors.feed(stream, text)
+    with pytest.raises(EngineUnavailable):
+        doors.finish(stream)
+    assert len(caplog.records) == 1
+
+
 def test_events_are_for_who_needs_them(doors: StreamDoors) -> None:
     engine = ScriptedStreamEngine(tokens={"bomb": HARM})
     stream = Guard(engine).stream(ASK, settings=SENTENCE)

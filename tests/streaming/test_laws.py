@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+import guardrails_qwen
 from guardrails_qwen import (
     Action,
     Category,
@@ -17,7 +21,12 @@ from guardrails_qwen import (
     StagePolicy,
     Verdict,
 )
+from guardrails_qwen.engines.incremental import TextEncoder
 from guardrails_qwen.engines.session import ReplyJudge
+from guardrails_qwen.engines.session_limits import AtLimit
+from guardrails_qwen.engines.stream_prompting import StreamPrompt
+from guardrails_qwen.engines.stream_reply import Reply, Run
+from guardrails_qwen.engines.tokenization import PromptEncoder
 from guardrails_qwen.streaming import (
     Block,
     Debounce,
@@ -31,6 +40,7 @@ from guardrails_qwen.streaming import (
     StreamModerator,
 )
 from guardrails_qwen.testing import ScriptedEngine, ScriptedStreamEngine
+from guardrails_qwen.token_verdict import TokenVerdict
 from tests.streaming.doors import StreamDoors, told
 from tests.streaming.lettered import LetteredJudge
 
@@ -54,6 +64,10 @@ words = st.sampled_from(
         "👍🏽",
         "สวัสดี",
         "!",
+        "x\u0301\u0323",
+        "\u0323q\u0301",
+        "\u1112\u1161\u11ab",
+        "\u11ab가",
     ]
 )
 gaps = st.sampled_from([" ", " ", " ", "", ". ", ".", "! ", ".\n", "\n\n", "。", "?” ", "  "])
@@ -95,9 +109,7 @@ def cuts(draw: st.DrawFn, text: str) -> list[str]:
 
 def by_letters(conversation: object) -> Verdict:
     """Whole texts, judged by their end: what is wrong with the last few characters."""
-    judge = LetteredJudge()
-    text = getattr(conversation, "last").text  # noqa: B009
-    tokens = [*judge.feed(text), *judge.finish()]
+    tokens = LetteredJudge().whole(getattr(conversation, "last").text)  # noqa: B009
     return max(tokens[-8:], key=lambda token: token.severity).verdict
 
 
@@ -132,7 +144,64 @@ def moderated(
     return events, moderator.decision
 
 
-judges = st.sampled_from([lettered, at_once, late, repeated])
+@cache
+def bundled() -> TextEncoder:
+    file = Path(guardrails_qwen.__file__).parent / "checkpoints" / "tiny-stream" / "tokenizer.json"
+    return TextEncoder(PromptEncoder(file.read_text("utf-8")).plain)
+
+
+class Tokenized:
+    """Judges the tokens of a real tokenizer by the letters that they end with."""
+
+    def __init__(self) -> None:
+        prompt = StreamPrompt(prompt=(1, 2), opening=(3,), head="\n\n")
+        self.reply = Reply(bundled(), prompt, 100_000, AtLimit.REANCHOR)
+        self.text = ""
+
+    def feed(self, text: str) -> list[TokenVerdict]:
+        self.text += text
+        return self._judged(self.reply.feed(text))
+
+    async def afeed(self, text: str) -> list[TokenVerdict]:
+        return self.feed(text)
+
+    def finish(self) -> list[TokenVerdict]:
+        return self._judged(self.reply.finish())
+
+    async def afinish(self) -> list[TokenVerdict]:
+        return self.finish()
+
+    def truncate(self, characters: int) -> None:
+        self.text = self.text[:characters]
+        self.reply.truncate(characters)
+
+    async def atruncate(self, characters: int) -> None:
+        self.truncate(characters)
+
+    def close(self) -> None:
+        pass
+
+    def _judged(self, runs: Sequence[Run]) -> list[TokenVerdict]:
+        return [
+            replace(
+                max(LetteredJudge(0).whole(self.text[: token.end])[-2:], key=_severity),
+                start=token.start,
+                end=token.end,
+            )
+            for run in runs
+            for token in run.scored
+        ]
+
+
+def _severity(token: TokenVerdict) -> Severity:
+    return token.severity
+
+
+def tokenized(_: Streaming) -> Tokenized:
+    return Tokenized()
+
+
+judges = st.sampled_from([lettered, at_once, late, tokenized, repeated])
 Made = Callable[[Streaming], ReplyJudge]
 
 

@@ -159,6 +159,35 @@ def test_debounce(
     assert judged.decision.allowed is (read == "abcdef")
 
 
+LONE = [
+    pytest.param(STRICT, "u", "", Action.BLOCK, id="Unsafe"),
+    pytest.param(STRICT, "s", "a", Action.ALLOW, id="Safe"),
+    pytest.param(LOOSE, "u", "", Action.BLOCK, id="loose, Unsafe"),
+    pytest.param(LOOSE, "c", "a", Action.FLAG, id="loose, Controversial"),
+    pytest.param(REDACT, "u", MARK, Action.REDACT, id="redact"),
+]
+
+
+@pytest.mark.parametrize("debounce", Debounce)
+@pytest.mark.parametrize(("policy", "severity", "read", "action"), LONE)
+def test_a_reply_of_one_token_is_what_that_token_is(
+    doors: StreamDoors, policy: Policy, severity: str, read: str, action: Action, debounce: Debounce
+) -> None:
+    judged = moderator(policy, Streaming(debounce=debounce))
+    assert told(doors.moderate(judged, Tape(row(severity)), "a")) == read
+    assert judged.decision is not None
+    assert judged.decision.action is action
+
+
+@pytest.mark.parametrize("hold_back", HoldBack)
+def test_one_token_that_redaction_leaves_is_what_it_is(
+    doors: StreamDoors, hold_back: HoldBack
+) -> None:
+    for text, read in [("Axx。x", MARK), ("Axx。xy", f"{MARK}xy"), ("Axx。y", f"{MARK}y")]:
+        judged = moderator(REDACT, Streaming(hold_back=hold_back))
+        assert told(doors.moderate(judged, Tape(bad="x"), [text])) == read
+
+
 def test_a_suspicious_token_waits_for_the_next_one(doors: StreamDoors) -> None:
     judged, tape = moderator(), Tape(row("sus"))
     assert doors.run(judged.feed("a"), tape) == [Release(start=0, end=1, text="a")]
@@ -588,6 +617,29 @@ def test_steps_that_are_left_early_release_nothing_more(doors: StreamDoors) -> N
     steps.close()
     assert judged.over
     assert doors.run(judged.feed("d"), Tape([])) == []
+
+
+def test_a_moderator_that_is_closed_releases_and_decides_nothing() -> None:
+    for answer in (Tape().feed("abc"), EngineUnavailable("gone"), GuardError("broken")):
+        judged = moderator(Policy.strict(on_error=OnError.ALLOW))
+        steps = judged.feed("abc")
+        next(steps)
+        judged.close()
+        with pytest.raises(StopIteration) as done:
+            steps.send(answer)
+        assert done.value.value == []
+        assert judged.over
+        assert judged.decision is None
+
+
+@pytest.mark.parametrize("per_token", [True, False], ids=["tokens", "stretches"])
+def test_a_long_chunk_is_judged_in_pieces(doors: StreamDoors, per_token: bool) -> None:
+    text = "Mix it well. " * 1000
+    judged, tape = StreamModerator(STRICT, per_token=per_token), Tape()
+    assert told(doors.moderate(judged, tape, [text])) == text
+    sizes = [len(ask.text) for ask in tape.asked if isinstance(ask, Feed)]
+    assert max(sizes) <= 2000
+    assert sum(sizes) == len(text)
 
 
 def test_no_repr_holds_text(doors: StreamDoors) -> None:
