@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import NamedTuple
 
+from guardrails_qwen.engines.growing_memory import Remembered
+
 _TRIED = 512
-_REMEMBERED = 50_000
+_REMEMBERED = 1_000_000
+"""Characters of questions."""
 _SHORT = 32
 _NONE: frozenset[str] = frozenset()
 
@@ -41,8 +44,8 @@ class Merges:
         self._kind = kind
         self._entries = sorted(vocabulary)
         self._longest = max(map(len, self._entries))
-        self._follows = lru_cache(maxsize=_REMEMBERED)(self._tried)
-        self._short = lru_cache(maxsize=_REMEMBERED)(self._worked_out)
+        self._pairs: Remembered[tuple[str, str, frozenset[str]], bool] = Remembered(_REMEMBERED)
+        self._short: Remembered[tuple[str, int, str, frozenset[str]], int] = Remembered(_REMEMBERED)
 
     def stable(
         self,
@@ -76,8 +79,14 @@ class Merges:
 
     def _growing(self, piece: str, limit: int, before: str, barred: frozenset[str]) -> int:
         """How much of the first `limit` characters keeps its tokens as the piece goes on."""
-        work_out = self._short if len(piece) <= _SHORT else self._worked_out
-        return work_out(piece, limit, before, barred)
+        if len(piece) > _SHORT:
+            return self._worked_out(piece, limit, before, barred)
+        key = (piece, limit, before, barred)
+        known = self._short.get(key)
+        if known is None:
+            known = self._worked_out(*key)
+            self._short.put(key, known, len(piece) + len(before))
+        return known
 
     def _worked_out(self, piece: str, limit: int, before: str, barred: frozenset[str]) -> int:
         paths = _Paths(piece, self.encode)
@@ -97,6 +106,14 @@ class Merges:
         """Whether an entry of the vocabulary begins so and goes on."""
         after = bisect_right(self._entries, beginning)
         return after < len(self._entries) and self._entries[after].startswith(beginning)
+
+    def _follows(self, token: str, beginning: str, barred: frozenset[str]) -> bool:
+        key = (token, beginning, barred)
+        known = self._pairs.get(key)
+        if known is None:
+            known = self._tried(*key)
+            self._pairs.put(key, known, len(token) + len(beginning))
+        return known
 
     def _tried(self, token: str, beginning: str, barred: frozenset[str]) -> bool:
         """Whether a longer entry that begins so, and is not barred, may stand behind `token`."""

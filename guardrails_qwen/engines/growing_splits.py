@@ -32,7 +32,7 @@ _PRINTABLE = tuple(map(chr, range(0x21, 0x7F)))
 _KEPT, _PERIOD = 16, 12
 _WIDTHS = (1, 2, 4, 8, 16, 24, 32)
 _APOSTROPHES = re.compile("['’]")
-_REMEMBERED = 1_000_000
+_REMEMBERED, _OVERHEAD = 1_000_000, 100
 _CHARACTERS = 20_000
 
 Cutter = Callable[[str], list[int]]
@@ -148,7 +148,7 @@ class Splits:
         step = self._steps.get(text)
         if step is None:
             step = self._stepped(state, text)
-            self._steps.put(text, step, len(text))
+            self._steps.put(text, step, _OVERHEAD + len(text))
         return step
 
     def _stepped(self, state: _State, text: str) -> _Step:
