@@ -32,11 +32,12 @@ from langchain_guardrails_qwen.generations import (
 )
 from langchain_guardrails_qwen.moderated import amoderated, moderated
 from langchain_guardrails_qwen.prompts import Place
+from langchain_guardrails_qwen.unheard import aunheard_steps, unheard, unheard_steps
 
 _STREAMING = Streaming()
 _TAKEN_OVER = (
     *("callbacks", "tags", "metadata", "verbose"),
-    *("rate_limiter", "output_version", "profile"),
+    *("rate_limiter", "output_version", "profile", "cache"),
 )
 """Fields for what the outer model does in place of the inner one."""
 
@@ -50,8 +51,9 @@ class GuardedChatModel(BaseChatModel):
 
     The messages are judged before the inner model is asked, and its reply together with them:
     while it is written, where it streams. It replaces the inner model wherever one is wanted. The
-    inner one runs without callbacks; those that it was made with are taken over. What a user sends
-    is in the trace of the run, as with any model.
+    inner one runs without callbacks, and so does what it calls itself; those that it was made with
+    are taken over. What a user sends is in the trace of the run, as with any model. Cached are
+    replies as they were released, for the same policy and engine.
 
     Args:
         inner: The model to guard.
@@ -82,7 +84,16 @@ class GuardedChatModel(BaseChatModel):
         beside: bool = False,
         **fields: Any,
     ) -> None:
-        """Args: fields: fields of chat models; by default those of `inner`."""
+        """Args: fields: fields of chat models; by default those of `inner`.
+
+        Raises:
+            TypeError: `inner` is no chat model.
+        """
+        if not isinstance(inner, BaseChatModel):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"inner has to be a chat model, not a {type(inner).__name__}; what is bound is "
+                "bound to the guarded model: GuardedChatModel(inner=llm, guard=guard).bind(...)"
+            )
         own: dict[str, Any] = {name: getattr(inner, name, None) for name in _TAKEN_OVER}
         own |= {**fields, "inner": inner, "guard": guard}
         own |= {"streaming": streaming, "beside": beside}
@@ -102,7 +113,11 @@ class GuardedChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages)
-        call = partial(self.inner._generate, stop=stop, **kwargs)
+
+        def call(prompt: list[BaseMessage]) -> ChatResult:
+            with unheard():
+                return self.inner._generate(prompt, stop=stop, **kwargs)
+
         [result] = answers(turn.admit, partial(once, call), messages, early=self.beside)
         return turn.passed(result)
 
@@ -115,7 +130,11 @@ class GuardedChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         turn = self._turn(messages)
-        call = partial(self.inner._agenerate, stop=stop, **kwargs)
+
+        async def call(prompt: list[BaseMessage]) -> ChatResult:
+            with unheard():
+                return await self.inner._agenerate(prompt, stop=stop, **kwargs)
+
         answer = aanswers(turn.aadmit, partial(aonce, call), messages, early=self.beside)
         async with aclosing(answer) as results:
             [result] = [result async for result in results]
@@ -132,7 +151,8 @@ class GuardedChatModel(BaseChatModel):
         turn = self._turn(messages)
 
         def call(prompt: list[BaseMessage]) -> Iterator[BaseMessage]:
-            return messages_of(self.inner._stream(prompt, stop=stop, **kwargs))
+            steps = partial(self.inner._stream, prompt, stop=stop, **kwargs)
+            return messages_of(unheard_steps(steps))
 
         chunks = answers(turn.admit, call, messages, early=self.beside)
         with closing(moderated(turn.gate, chunks, turn.right)) as released:
@@ -149,7 +169,8 @@ class GuardedChatModel(BaseChatModel):
         turn = self._turn(messages)
 
         def call(prompt: list[BaseMessage]) -> AsyncIterator[BaseMessage]:
-            return amessages_of(self.inner._astream(prompt, stop=stop, **kwargs))
+            steps = partial(self.inner._astream, prompt, stop=stop, **kwargs)
+            return amessages_of(aunheard_steps(steps))
 
         answer = aanswers(turn.aadmit, call, messages, early=self.beside)
         async with aclosing(amoderated(turn.gate, answer, turn.right)) as released:
@@ -172,6 +193,50 @@ class GuardedChatModel(BaseChatModel):
         choice = {} if tool_choice is None else {"tool_choice": tool_choice}
         return self._around(self.inner.bind_tools(tools, **choice, **kwargs))
 
+    @override
+    def with_structured_output(
+        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Output by a tool that the inner model calls.
+
+        Raises:
+            ValueError: Another `method`, or `strict`, is asked for.
+        """
+        method, strict = kwargs.pop("method", None), kwargs.pop("strict", None)
+        if method not in (None, "function_calling"):
+            raise ValueError(
+                "the output of a guarded model is structured by tools, method='function_calling'; "
+                "for another way bind what the inner model needs, and parse what is released: "
+                "model.bind(response_format=...) | parser"
+            )
+        if strict is not None:
+            raise ValueError("bind the tool itself: model.bind_tools([tool], strict=...) | parser")
+        return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+
+    @override
+    def get_token_ids(self, text: str) -> list[int]:
+        """As the inner model counts, unless this one has a `custom_get_token_ids`."""
+        if self.custom_get_token_ids:
+            return super().get_token_ids(text)
+        return self.inner.get_token_ids(text)
+
+    @override
+    def get_num_tokens(self, text: str) -> int:
+        """The same."""
+        if self.custom_get_token_ids:
+            return super().get_num_tokens(text)
+        return self.inner.get_num_tokens(text)
+
+    @override
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """The same."""
+        if self.custom_get_token_ids:
+            return super().get_num_tokens_from_messages(messages, tools)
+        tooled = {} if tools is None else {"tools": tools}
+        return self.inner.get_num_tokens_from_messages(messages, **tooled)
+
     def _around(self, bound: Runnable[Any, Any]) -> Runnable[Any, Any]:
         """This model with what was bound to the inner one."""
         if isinstance(bound, BaseChatModel):
@@ -191,6 +256,9 @@ class GuardedChatModel(BaseChatModel):
 
     @override
     def _should_stream(self, *, async_api: bool, **kwargs: Any) -> bool:
+        disabled = self.disable_streaming
+        if disabled is True or (disabled == "tool_calling" and kwargs.get("tools")):
+            return False
         return self.inner._should_stream(async_api=async_api, **kwargs)
 
     @override
@@ -212,6 +280,7 @@ class GuardedChatModel(BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of a cache: another one than the inner model's, whose replies nobody judged."""
         guard = f"{self.guard.policy.fingerprint}.{self.guard.engine.fingerprint}"
+        guard += f".{self.streaming.closing!r}"
         return f"guarded by {guard}: {self.inner._get_llm_string(stop=stop, **kwargs)}"
 
 

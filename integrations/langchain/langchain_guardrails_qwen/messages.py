@@ -109,11 +109,7 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
 
 def kept_metadata(given: dict[str, Any]) -> dict[str, Any]:
     """Response metadata without what may repeat a text."""
-    kept = {
-        key: value
-        for key, value in given.items()
-        if key in _METADATA and _is_mark(value)
-    }
+    kept = {key: value for key, value in given.items() if key in _METADATA and _is_mark(value)}
     usage = {key: _numbers(given[key]) for key in _USAGE if isinstance(given.get(key), dict)}
     return kept | usage
 

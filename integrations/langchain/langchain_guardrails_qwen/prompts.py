@@ -12,7 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from langchain_core.callbacks import BaseRunManager
+from langchain_core.callbacks import BaseCallbackManager, BaseRunManager
 
 from guardrails_qwen import Message
 
@@ -34,8 +34,11 @@ class Place(NamedTuple):
     step: int = 0
 
     @classmethod
-    def of(cls, run_manager: BaseRunManager) -> Place:
+    def of(cls, run_manager: BaseRunManager | BaseCallbackManager) -> Place:
         """Where a run is taking place. The tag is how sequences number their steps in traces.
+
+        Args:
+            run_manager: That of the run, or the one that is about to begin it.
 
         Raises:
             TypeError: The config gave the run an id that is not a `uuid.UUID`.

@@ -8,11 +8,14 @@ from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForChainRun,
+    BaseCallbackManager,
     BaseRunManager,
     CallbackManagerForChainRun,
 )
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.base import RunnableLike
+from langchain_core.runnables.config import get_config_list
 from langchain_core.runnables.graph import Graph
 from pydantic import ConfigDict
 from typing_extensions import override
@@ -21,7 +24,7 @@ from guardrails_qwen import Guard, Stage
 from guardrails_qwen.streaming import Streaming
 from langchain_guardrails_qwen.gate import Gate, none_failed
 from langchain_guardrails_qwen.moderated import amoderated, moderated
-from langchain_guardrails_qwen.prompts import Place
+from langchain_guardrails_qwen.prompts import Place, recall
 from langchain_guardrails_qwen.sources import (
     aclose_source,
     aresumed,
@@ -34,6 +37,8 @@ from langchain_guardrails_qwen.wrap import guarded
 
 RunManagers = Sequence[BaseRunManager]
 _STREAMING = Streaming()
+_NOT_SHOWN = "a reply, not shown before it is judged"
+"""The input of a reply's run in traces."""
 
 
 class GuardRunnable(RunnableSerializable[Any, Any]):
@@ -66,10 +71,12 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         stage: The stage, if it shall not follow from the value.
         key: The field to judge of a dict.
         name: The name in graphs and traces; by default "guard", with the stage if there is one.
-        streaming: How replies are moderated while they are written.
+        streaming: How replies are moderated while they are written. Its closing text is what a
+            blocked reply is replaced by in every method, with the finish reason "content_filter":
+            a text or a message of the assistant, or a dict behind a guard on the left.
 
     Raises:
-        GuardViolation: The policy blocks the value.
+        GuardViolation: The policy blocks the value, and it is not replaced by a closing text.
         ConversationError: It is something that cannot be judged. Nothing passes unjudged.
         GuardError: It could not be judged, and the policy says to raise.
     """
@@ -134,12 +141,20 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Judge the value and pass it on. Keyword arguments are ignored, as prompts do."""
-        return self._call_with_config(self._invoke, input, config)
+
+        def judged(_: Any, run_manager: CallbackManagerForChainRun) -> Any:
+            return none_failed(self._judge([input], [run_manager]))[0]
+
+        return self._call_with_config(judged, self._traced(input, config), config)
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Judge the value and pass it on. Keyword arguments are ignored, as prompts do."""
-        return await self._acall_with_config(self._ainvoke, input, config)
+
+        async def judged(_: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
+            return none_failed(await self._ajudge([input], [run_manager]))[0]
+
+        return await self._acall_with_config(judged, self._traced(input, config), config)
 
     @override
     def batch(
@@ -151,8 +166,16 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         **kwargs: Any | None,
     ) -> list[Any]:
         """All inputs in one batch of the engine."""
+        configs = get_config_list(config, len(inputs))
+
+        def judged(_: Any, run_manager: RunManagers) -> list[Any]:
+            return self._judge(inputs, run_manager)
+
         return self._batch_with_config(
-            self._judge, inputs, config, return_exceptions=return_exceptions
+            judged,
+            list(map(self._traced, inputs, configs)),
+            configs,
+            return_exceptions=return_exceptions,
         )
 
     @override
@@ -165,8 +188,16 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         **kwargs: Any | None,
     ) -> list[Any]:
         """All inputs in one batch of the engine."""
+        configs = get_config_list(config, len(inputs))
+
+        async def judged(_: Any, run_manager: RunManagers) -> list[Any]:
+            return await self._ajudge(inputs, run_manager)
+
         return await self._abatch_with_config(
-            self._ajudge, inputs, config, return_exceptions=return_exceptions
+            judged,
+            list(map(self._traced, inputs, configs)),
+            configs,
+            return_exceptions=return_exceptions,
         )
 
     @override
@@ -210,11 +241,12 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     def _gate(self) -> Gate:
         return Gate(guard=self.guard, stage=self.stage, key=self.key, streaming=self.streaming)
 
-    def _invoke(self, value: Any, run_manager: CallbackManagerForChainRun) -> Any:
-        return none_failed(self._judge([value], [run_manager]))[0]
-
-    async def _ainvoke(self, value: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
-        return none_failed(await self._ajudge([value], [run_manager]))[0]
+    def _traced(self, value: Any, config: RunnableConfig | None) -> Any:
+        """What the run's trace has as its input: the value, if no model said it."""
+        callbacks = (config or {}).get("callbacks")
+        place = Place.of(callbacks) if isinstance(callbacks, BaseCallbackManager) else Place()
+        replies = self.stage in (Stage.OUTPUT, Stage.TOOL_CALL) or recall(place) is not None
+        return _NOT_SHOWN if replies or isinstance(value, AIMessage) else value
 
     def _judge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
         return self._gate.judge(values, map(Place.of, run_manager))

@@ -58,7 +58,7 @@ class _Guarded(RunnableSequence[Any, Any]):
     def _bound(self, kwargs: dict[str, Any]) -> RunnableSequence[Any, Any]:
         left, runnable, right = self.steps
         bound = runnable.bind(**kwargs) if kwargs else runnable
-        return RunnableSequence(left, bound, right, name=self.name)
+        return _InTurn(first=left, middle=[bound], last=right, name=self.name)
 
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
@@ -102,8 +102,34 @@ class _Guarded(RunnableSequence[Any, Any]):
     async def atransform(
         self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any | None
     ) -> AsyncIterator[Any]:
-        async for chunk in self._bound(kwargs).atransform(input, config):
-            yield chunk
+        chunks = self._bound(kwargs).atransform(input, config)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await aclose_source(chunks, input)
+
+
+class _InTurn(RunnableSequence[Any, Any]):
+    """A sequence that closes its steps when it is closed; LangChain's leaves that to the loop."""
+
+    @override
+    async def _atransform(
+        self,
+        inputs: AsyncIterator[Any],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> AsyncIterator[Any]:
+        chunks, sources = inputs, list[AsyncIterator[Any]]()
+        for step, child in zip(self.steps, _children(run_manager, config), strict=True):
+            chunks = step.atransform(chunks, child)
+            sources.insert(0, chunks)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await aclose_source(*sources)
 
 
 class _GuardedBeside(_Guarded):
