@@ -302,9 +302,13 @@ class GrowingText:
 
         What composes stays of its kind, but s behind an apostrophe may become another letter.
         """
-        if not self._unsettled or not _APOSTROPHES.isdisjoint((self._shape + self._text)[-2:]):
+        if not self._unsettled:
             return ""
-        return self._encoder.normalized(self._unsettled[0])[:1]
+        known, text = self._encoder.normalized(self._unsettled[0])[:1], self._shape + self._text
+        cut = self._encoder.splits.cut
+        if _APOSTROPHES.isdisjoint(text[-2:]) or cut(text + known) == cut(text + "a"):
+            return known
+        return ""
 
 
 def _checked(tokenizer: Tokenizer) -> bool:
