@@ -22,6 +22,9 @@ from guardrails_qwen.verdict import Verdict
 
 _INLINE = 2_000
 """Characters that are tokenised on the event loop itself, in a few milliseconds."""
+_A_TOKEN = 4
+"""Characters, about: a token's verdict costs as much as tokenising these."""
+
 _Result = TypeVar("_Result")
 
 _STEP = 128
@@ -153,9 +156,10 @@ class StreamSession:
         return self._parts.model.token_verdicts(runs, answers)
 
     async def _ajudge(self, runs: Sequence[Run]) -> list[TokenVerdict]:
-        passings = self._passings(runs)
+        size = sum(len(run.ids) for run in runs) * _A_TOKEN
+        passings = await _inline_or_not(size, self._passings, runs)
         answers = await self._parts.batcher.ajudge(passings, conversations=1)
-        return self._parts.model.token_verdicts(runs, answers)
+        return await _inline_or_not(size, self._parts.model.token_verdicts, runs, answers)
 
     def _passings(self, runs: Sequence[Run]) -> list[Passing]:
         self._make_room(max((run.end for run in runs), default=0))
