@@ -46,7 +46,34 @@ def guarded(
 def _unmerged(runnable: Runnable[Any, Any]) -> Runnable[Any, Any]:
     if not isinstance(runnable, RunnableSequence):
         return runnable
-    return RunnableBinding[Any, Any](bound=runnable, kwargs={}, config={})
+    return _Bound(bound=runnable, kwargs={}, config={})
+
+
+class _Bound(RunnableBinding[Any, Any]):
+    """A binding that closes what is bound when it is closed."""
+
+    @override
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any | None
+    ) -> AsyncIterator[Any]:
+        chunks = self.atransform(_alone(input), config, **kwargs)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await aclose_source(chunks)
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        own = self._merge_configs(config)
+        chunks = _transformed(self.bound, input, own, **{**self.kwargs, **kwargs})
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await aclose_source(chunks)
 
 
 class _Guarded(RunnableSequence[Any, Any]):
@@ -57,7 +84,7 @@ class _Guarded(RunnableSequence[Any, Any]):
 
     def _bound(self, kwargs: dict[str, Any]) -> RunnableSequence[Any, Any]:
         left, runnable, right = self.steps
-        bound = runnable.bind(**kwargs) if kwargs else runnable
+        bound = _Bound(bound=runnable, kwargs=kwargs, config={}) if kwargs else runnable
         return _InTurn(first=left, middle=[bound], last=right, name=self.name)
 
     @override
@@ -110,8 +137,24 @@ class _Guarded(RunnableSequence[Any, Any]):
             await aclose_source(chunks, input)
 
 
-class _InTurn(RunnableSequence[Any, Any]):
-    """A sequence that closes its steps when it is closed; LangChain's leaves that to the loop."""
+class _Closed(RunnableSequence[Any, Any]):
+    """A sequence that ends its steps when it is closed; LangChain's leaves that to the loop."""
+
+    @override
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        named = patch_config(config, run_name=(config or {}).get("run_name") or self.name)
+        chunks = self._atransform_stream_with_config(input, self._atransform, named, **kwargs)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await aclose_source(chunks)
+
+
+class _InTurn(_Closed):
+    """A sequence of three, one after the other."""
 
     @override
     async def _atransform(
@@ -123,7 +166,7 @@ class _InTurn(RunnableSequence[Any, Any]):
     ) -> AsyncIterator[Any]:
         chunks, sources = inputs, list[AsyncIterator[Any]]()
         for step, child in zip(self.steps, _children(run_manager, config), strict=True):
-            chunks = step.atransform(chunks, child)
+            chunks = _transformed(step, chunks, child)
             sources.insert(0, chunks)
         try:
             async for chunk in chunks:
@@ -141,7 +184,7 @@ class _GuardedBeside(_Guarded):
         return _Beside(first=left, middle=[runnable], last=right, name=self.name)
 
 
-class _Beside(RunnableSequence[Any, Any]):
+class _Beside(_Closed):
     """A sequence of three, of which the second one runs while the first one judges its input."""
 
     @override
@@ -204,7 +247,7 @@ class _Beside(RunnableSequence[Any, Any]):
         for value in added_up([chunk async for chunk in inputs]):
             replies = aanswers(
                 partial(left.ainvoke, value, first),
-                partial(runnable.astream, config=second),
+                lambda value: _transformed(runnable, _alone(value), second),
                 value,
                 early=True,
             )
@@ -214,6 +257,36 @@ class _Beside(RunnableSequence[Any, Any]):
                     yield chunk
             finally:
                 await aclose_source(chunks)
+
+
+async def _alone(value: Any) -> AsyncIterator[Any]:
+    yield value
+
+
+async def _transformed(
+    runnable: Runnable[Any, Any],
+    values: AsyncIterator[Any],
+    config: RunnableConfig,
+    **kwargs: Any,
+) -> AsyncIterator[Any]:
+    """`atransform`, closed when it is closed, also where it is no more than `astream`."""
+    sources: list[AsyncIterator[Any]] = [values]
+    try:
+        kind: type[Any] = type(runnable)
+        if kind.atransform is getattr(Runnable, "atransform"):  # noqa: B009
+            chunks = [runnable.astream(v, config, **kwargs) for v in await _sum(values)]
+        else:
+            chunks = [runnable.atransform(values, config, **kwargs)]
+        sources[:0] = chunks
+        for source in chunks:
+            async for chunk in source:
+                yield chunk
+    finally:
+        await aclose_source(*sources)
+
+
+async def _sum(values: AsyncIterator[Any]) -> list[Any]:
+    return added_up([value async for value in values])
 
 
 def _children(

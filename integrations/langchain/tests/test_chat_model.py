@@ -433,3 +433,103 @@ def test_a_generation_chunk_keeps_its_information(engine: ScriptedEngine) -> Non
     out = _sum(list(guarded(Informing(chunks=[]), engine).stream("bread?")))
     assert (out.text, out.response_metadata) == ("Take flour.", {"finish_reason": "stop"})
     assert end.chunk_position == "last"
+
+
+async def test_what_is_closed_is_closed_at_once(beside: bool) -> None:
+    engine = ScriptedStreamEngine(SCRIPT)
+    inner = WritingModel(chunks=[AIMessageChunk(content="Take flour. And water. "), None])
+    stream: Any = guarded(inner, engine, beside=beside).astream("bread?")
+    await anext(stream)
+    await stream.aclose()
+    assert inner.log[-1] == "closed"
+    assert all(session.closed for session in engine.sessions)
+
+
+class Counting(EchoModel):
+    """Counts tokens in its own way."""
+
+    def get_token_ids(self, text: str) -> list[int]:
+        return [7] * len(text)
+
+    def get_num_tokens(self, text: str) -> int:
+        return 1000 + len(text)
+
+    def get_num_tokens_from_messages(self, messages: Any, tools: Any = None) -> int:
+        return 2000 + len(messages) + len(tools or [])
+
+
+def test_tokens_are_those_of_the_inner_model(engine: ScriptedEngine) -> None:
+    model = guarded(Counting(), engine)
+    messages: list[BaseMessage] = [AIMessage("a"), AIMessage("b")]
+    assert model.get_token_ids("ab") == [7, 7]
+    assert model.get_num_tokens("ab") == 1002
+    assert model.get_num_tokens_from_messages(messages) == 2002
+    assert model.get_num_tokens_from_messages(messages, [search]) == 2003
+
+
+def two(_: str) -> list[int]:
+    return [2]
+
+
+def test_tokens_as_the_inner_model_was_told_to_count(engine: ScriptedEngine) -> None:
+    inner = EchoModel(custom_get_token_ids=lambda text: [1] * len(text))
+    assert guarded(inner, engine).get_num_tokens("abc") == 3
+    own = GuardedChatModel(inner=Counting(), guard=Guard(engine), custom_get_token_ids=two)
+    assert own.get_token_ids("abc") == [2]
+    assert own.get_num_tokens("abc") == 1
+    assert own.get_num_tokens_from_messages([AIMessage("a")]) == 1
+
+
+def test_the_cache_of_the_inner_model_is_used_for_guarded_replies(engine: ScriptedEngine) -> None:
+    inner = writing(HARMFUL)
+    inner.cache = InMemoryCache()
+    assert "bomb" in inner.invoke("how?").text
+    out = [guarded(inner, engine, Action.REPLACE).invoke("how?").text for _ in range(2)]
+    assert out == [REPLACED] * 2
+    assert len(inner.sent) == 2
+    with pytest.raises(GuardViolation):
+        guarded(inner, engine, Action.BLOCK).invoke("how?")
+
+
+def test_a_model_without_a_cache_stays_so(engine: ScriptedEngine) -> None:
+    inner = writing(HARMLESS)
+    inner.cache = False
+    assert guarded(inner, engine).cache is False
+
+
+@pytest.mark.parametrize("method", ["stream", "astream"])
+async def test_streaming_may_be_disabled(method: str, engine: ScriptedEngine) -> None:
+    inner = writing(HARMLESS)
+    model = GuardedChatModel(inner=inner, guard=Guard(engine), disable_streaming=True)
+    out = list(model.stream("?")) if method == "stream" else [m async for m in model.astream("?")]
+    assert [m.text for m in out] == [HARMLESS]
+    assert inner.log == []
+
+
+def test_streaming_may_be_disabled_for_tools(engine: ScriptedEngine) -> None:
+    inner = calling("search", '{"q": "bread"}')
+    model = GuardedChatModel(inner=inner, guard=Guard(engine), disable_streaming="tool_calling")
+    assert len(list(model.bind_tools([search]).stream("?"))) == 1
+    assert len(list(model.stream("?"))) > 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "advice"),
+    [({"method": "json_mode"}, "response_format"), ({"strict": True}, "bind_tools")],
+    ids=["method", "strict"],
+)
+def test_structure_is_asked_for_by_tools_only(
+    kwargs: dict[str, Any], advice: str, engine: ScriptedEngine
+) -> None:
+    model = guarded(calling("Bread", '{"flour": 500}'), engine)
+    with pytest.raises(ValueError, match=advice):
+        model.with_structured_output(Bread, **kwargs)
+    structured = model.with_structured_output(Bread, method="function_calling", include_raw=True)
+    assert structured.invoke("?")["parsed"] == Bread(flour=500)
+
+
+def test_what_is_bound_is_bound_outside(engine: ScriptedEngine) -> None:
+    inner: Any = writing(HARMLESS).bind(stop=["secret"])
+    with pytest.raises(TypeError, match=r"GuardedChatModel\(.*\)\.bind") as caught:
+        guarded(inner, engine)
+    assert "secret" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,18 @@ import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.runnables import (
+    RunnableGenerator,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+)
 
-from guardrails_qwen import Action, GuardViolation, Stage
-from guardrails_qwen.testing import ScriptedEngine
+from guardrails_qwen import Action, Guard, GuardViolation, Stage
+from guardrails_qwen.streaming import Streaming
+from guardrails_qwen.testing import ScriptedEngine, ScriptedStreamEngine
 from integrations.langchain.tests.doubles import REPLACED, Door, EchoModel, Guarding, Texts
+from langchain_guardrails_qwen import GuardRunnable
 
 TEMPLATE = ChatPromptTemplate.from_messages([("system", "Be kind."), ("human", "{question}")])
 
@@ -216,3 +224,61 @@ async def test_a_batch_is_two_batches(
         results = await wrapped.abatch(prompts, return_exceptions=True)
     assert [i for i, r in enumerate(results) if isinstance(r, GuardViolation)] == [7]
     assert engine.batches == [200, 199]
+
+
+class Ending:
+    """A source that notes its end, and takes a turn of the loop to clean up."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.hanging = asyncio.Event()
+
+    async def astream(self, _: AsyncIterator[Any]) -> AsyncIterator[str]:
+        """Gives some sentences, and hangs."""
+        try:
+            for _sentence in range(3):
+                yield "Take flour. And water. "
+            self.hanging.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            self.ended = True
+
+
+def hanging(beside: bool) -> tuple[Ending, ScriptedStreamEngine, Any]:
+    """What is wrapped, the engine, and a stream of both."""
+    source, engine = Ending(), ScriptedStreamEngine({})
+    guard = GuardRunnable(Guard(engine), streaming=Streaming(stride=1))
+    chain = guard.wrap(RunnableGenerator(source.astream), beside=beside)
+    return source, engine, chain.astream("bread?")
+
+
+besides = pytest.mark.parametrize("beside", [False, True], ids=["after", "beside"])
+
+
+@besides
+async def test_what_is_closed_is_closed_at_once(beside: bool) -> None:
+    source, engine, stream = hanging(beside)
+    assert await anext(stream)
+    await stream.aclose()
+    assert source.ended
+    assert engine.sessions
+    assert all(session.closed for session in engine.sessions)
+
+
+@besides
+async def test_what_is_cancelled_is_closed_at_once(beside: bool) -> None:
+    source, engine, stream = hanging(beside)
+
+    async def read() -> None:
+        async for _ in stream:
+            pass
+
+    task = asyncio.create_task(read())
+    await source.hanging.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert source.ended
+    assert engine.sessions
+    assert all(session.closed for session in engine.sessions)
