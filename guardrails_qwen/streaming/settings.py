@@ -44,7 +44,8 @@ class Streaming:
     """Of engines that judge tokens; others judge sentences, and each of their verdicts counts."""
     closing: str | None = None
     """What the reader gets in place of the rest when the policy blocks; by default streams raise
-    `GuardViolation`. A policy that replaces has its own text."""
+    `GuardViolation`. A policy that replaces has its own text. In LangChain also of replies that do
+    not stream."""
     stride: int = 80
     """Of engines that judge whole texts: a sentence that ends so many characters behind the last
     judged one is judged, with all before it."""

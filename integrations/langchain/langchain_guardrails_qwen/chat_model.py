@@ -63,7 +63,7 @@ class GuardedChatModel(BaseChatModel):
             is released before the verdict.
 
     Raises:
-        GuardViolation: The policy blocks the messages or the reply.
+        GuardViolation: The policy blocks the messages, or the reply where there is no closing text.
         ConversationError: Something cannot be judged.
         GuardError: It could not be judged, and the policy says to raise.
     """

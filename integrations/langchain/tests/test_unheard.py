@@ -83,6 +83,9 @@ class Spy(BaseTracer):
         self.told.append(f"{token} {kwargs}")
         return super().on_llm_new_token(token, **kwargs)
 
+    def _on_llm_end(self, run: Any) -> None:
+        self.told.append(str(run.outputs))
+
     def _persist_run(self, run: Run) -> None:
         self.told.append(run.model_dump_json(exclude={"parent_run", "serialized"}))
 
