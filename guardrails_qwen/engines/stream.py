@@ -57,9 +57,9 @@ class StreamEngine(Closing):
     """Runs a Qwen3Guard-Stream checkpoint here, on a GPU or the CPU, without code from it.
 
     `open` gives a session, which is fed a reply piece by piece and tells at every token what the
-    model thinks: a token costs the same wherever it stands, and sessions share forward passes. As
-    an `Engine` it judges prompts by the model's own verdict on them, and replies by all of their
-    tokens; see `reply_verdict`.
+    model thinks. Nothing that came before is run again: only attention grows with the length of the
+    reply. Sessions share forward passes. As an `Engine` it judges prompts by the model's own verdict
+    on them, and replies by all of their tokens; see `reply_verdict`.
     """
 
     def __init__(

@@ -44,8 +44,8 @@ class SessionParts:
 class StreamSession:
     """A reply that grows, judged token by token behind its prompt; `StreamEngine.open` makes it.
 
-    What it costs to feed text depends on that text alone: everything before it stays in the
-    session's cache. Sessions of one engine share forward passes, whoever feeds them.
+    Only new tokens are run: everything before them stays in the session's cache. Sessions of one
+    engine share forward passes, whoever feeds them.
 
     It keeps the text, its tokens, and the keys and values of the last context: only these last
     count towards the memory of all sessions.
