@@ -58,8 +58,8 @@ class StreamEngine(Closing):
 
     `open` gives a session, which is fed a reply piece by piece and tells at every token what the
     model thinks. Nothing that came before is run again: only attention grows with the length of the
-    reply. Sessions share forward passes. As an `Engine` it judges prompts by the model's own verdict
-    on them, and replies by all of their tokens; see `reply_verdict`.
+    reply. Sessions share forward passes. As an `Engine` it judges prompts by the model's own
+    verdict on them, and replies by all of their tokens; see `reply_verdict`.
     """
 
     def __init__(
