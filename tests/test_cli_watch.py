@@ -40,6 +40,11 @@ class _Bytes(ScriptedSession):
         return [replace(token, severity=level) for level in levels]
 
 
+def _interruptible() -> None:
+    """Background jobs of a shell ignore interruptions, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Watching:
     """A program that is running, and what it has shown so far."""
 
@@ -50,6 +55,7 @@ class Watching:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            preexec_fn=_interruptible,  # noqa: PLW1509  nothing but a system call
         )
         assert self.process.stdin
         assert self.process.stdout
