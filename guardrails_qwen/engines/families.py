@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardrails_qwen.engines.llama_guard import LlamaGuardEngine, LlamaGuardOptions
+from guardrails_qwen.engines.local import needs_local
 from guardrails_qwen.engines.session_limits import Sessions
 from guardrails_qwen.engines.stream import StreamEngine, StreamOptions
 from guardrails_qwen.engines.transformers import LoadOptions, TransformersEngine
@@ -140,12 +141,8 @@ def family_of(
         CheckpointError: There is no such checkpoint, or it is of no family that runs here.
         ImportError: transformers is not installed.
     """
-    try:
+    with needs_local():
         from guardrails_qwen.engines.prompting import readable_errors, source_of
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
-        ) from error
     with readable_errors(model):
         source = source_of(model, needed=("config.json",))
         config = _config(source, revision, local_files_only)

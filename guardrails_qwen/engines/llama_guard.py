@@ -15,6 +15,7 @@ from guardrails_qwen.dialects import llama_guard
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.engines.closing import Closing
+from guardrails_qwen.engines.local import needs_local
 from guardrails_qwen.errors import EngineClosed, GuardError, TextTooLong, UnreadableVerdict
 from guardrails_qwen.longtext import Windows
 from guardrails_qwen.verdict import Scores
@@ -123,13 +124,9 @@ class LlamaGuardEngine(Closing):
             ImportError: torch and transformers are not installed: `pip install
                 'guardrails-qwen[local]'`.
         """
-        try:
+        with needs_local():
             from guardrails_qwen.engines.llama_checkpoint import load
             from guardrails_qwen.engines.loading import device_of
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
-            ) from error
         with ThreadPoolExecutor(1) as loader:  # see `_run`
             checkpoint = loader.submit(
                 load,

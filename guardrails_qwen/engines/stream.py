@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from guardrails_qwen.conversation import Conversation
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.engines.closing import Closing
+from guardrails_qwen.engines.local import needs_local, warn_of_demonstration
 from guardrails_qwen.engines.session_limits import AtLimit, Ledger, Sessions
 from guardrails_qwen.errors import EngineClosed, GuardError
 from guardrails_qwen.verdict import Verdict
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from guardrails_qwen.engines.stream_passes import Passing, Read
     from guardrails_qwen.engines.stream_requests import Whole
     from guardrails_qwen.engines.stream_session import StreamSession
-
-logger = logging.getLogger("guardrails_qwen")
 
 _INLINE = 2_000
 """Characters that are prepared on the event loop itself, in a few milliseconds."""
@@ -149,13 +147,9 @@ class StreamEngine(Closing):
             ImportError: torch and transformers are not installed: `pip install
                 'guardrails-qwen[local]'`.
         """
-        try:
+        with needs_local():
             from guardrails_qwen.engines.loading import device_of
             from guardrails_qwen.engines.stream_checkpoint import load
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
-            ) from error
         with ThreadPoolExecutor(1) as loader:  # its OpenMP threads go with it
             checkpoint = loader.submit(
                 load,
@@ -166,11 +160,7 @@ class StreamEngine(Closing):
                 local_files_only=local_files_only,
             ).result()
         if checkpoint.demonstration:
-            logger.warning(
-                "%s is a demonstration and protects nobody; for real use load "
-                "Qwen/Qwen3Guard-Stream-0.6B or larger",
-                checkpoint.name,
-            )
+            warn_of_demonstration(checkpoint.name, "Qwen/Qwen3Guard-Stream-0.6B")
         return cls(checkpoint, row_tokens=row_tokens, batching=batching, sessions=sessions)
 
     def __repr__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from guardrails_qwen.dialects.turns import judges_response
 from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.engines.closing import Closing
+from guardrails_qwen.engines.local import needs_local, warn_of_demonstration
 from guardrails_qwen.errors import (
     EngineClosed,
     GuardError,
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from guardrails_qwen.engines.loading import Checkpoint
     from guardrails_qwen.engines.one_pass import NotFinite, OnePass
     from guardrails_qwen.engines.tokenization import Prompt
-
-logger = logging.getLogger("guardrails_qwen")
 
 _ROWS = 2
 """Rows that a batch holds: so long a request waits for what runs already."""
@@ -154,12 +152,8 @@ class TransformersEngine(Closing):
             ImportError: torch and transformers are not installed: `pip install
                 'guardrails-qwen[local]'`.
         """
-        try:
+        with needs_local():
             from guardrails_qwen.engines.loading import device_of, load
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"a local engine needs {error.name}: pip install 'guardrails-qwen[local]'"
-            ) from error
         if not isinstance(calibration, Calibration):
             calibration = Calibration.from_file(calibration) if calibration else Calibration()
         with ThreadPoolExecutor(1) as loader:  # see `_run`
@@ -172,11 +166,7 @@ class TransformersEngine(Closing):
                 local_files_only=local_files_only,
             ).result()
         if checkpoint.demonstration:
-            logger.warning(
-                "%s is a demonstration and protects nobody; for real use load "
-                "Qwen/Qwen3Guard-Gen-0.6B or larger",
-                checkpoint.name,
-            )
+            warn_of_demonstration(checkpoint.name, "Qwen/Qwen3Guard-Gen-0.6B")
         engine = cls(
             checkpoint,
             row_tokens=row_tokens,

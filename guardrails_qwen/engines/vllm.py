@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -20,6 +19,7 @@ from guardrails_qwen.engines.base import Outcome
 from guardrails_qwen.engines.batching import Batcher, Batching
 from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.engines.embedded_llm import EmbeddedLLM, Following, NextTokens, Question
+from guardrails_qwen.engines.local import warn_of_demonstration
 from guardrails_qwen.errors import (
     CheckpointError,
     EngineClosed,
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     from guardrails_qwen.engines.prompting import Prompting
     from guardrails_qwen.engines.tokenization import Prompt
-
-logger = logging.getLogger("guardrails_qwen")
 
 _NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 _FILES = ("*.json", "*.jinja", "*.txt", "*.safetensors")
@@ -191,11 +189,7 @@ class VLLMEngine(Closing):
             batch_tokens=batch_tokens,
         )
         if engine.demonstration:
-            logger.warning(
-                "%s is a demonstration and protects nobody; for real use load "
-                "Qwen/Qwen3Guard-Gen-0.6B or larger",
-                engine.name,
-            )
+            warn_of_demonstration(engine.name, "Qwen/Qwen3Guard-Gen-0.6B")
         return engine
 
     def __repr__(self) -> str:
