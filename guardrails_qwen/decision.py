@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from guardrails_qwen.rules import Action, Rule, Stage
 from guardrails_qwen.verdict import Category, Severity, Span, Verdict
+
+logger = logging.getLogger("guardrails_qwen")
 
 _PAST = {
     Action.ALLOW: "allowed",
@@ -113,3 +116,10 @@ def rule_from_dict(data: Mapping[str, Any]) -> Rule:
         category=Category(category) if category else None,
         probability=data.get("probability"),
     )
+
+
+def log(decision: Decision) -> None:
+    """One line without text: a warning where nothing was judged, of less interest where allowed."""
+    level = logging.DEBUG if decision.action is Action.ALLOW else logging.INFO
+    level = logging.WARNING if decision.degraded else level
+    logger.log(level, decision.summary, extra={"decision": decision.to_dict(text=False)})

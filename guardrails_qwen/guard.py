@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from guardrails_qwen.conversation import Conversation, ConversationLike, Message, Role
-from guardrails_qwen.decision import Decision
+from guardrails_qwen.decision import Decision, log
 from guardrails_qwen.engines.base import Engine, Outcome, failure
 from guardrails_qwen.errors import (
     ConversationError,
@@ -457,7 +457,7 @@ def _finished(
         return result
     result = next(redactions) if result.action is Action.REDACT else result
     result = replace(result, seconds=seconds)
-    _log(result)
+    log(result)
     return result
 
 
@@ -466,9 +466,3 @@ def _raised(results: list[Decision | GuardError]) -> list[Decision]:
     if len(decisions) < len(results):
         raise next(result for result in results if isinstance(result, GuardError))
     return decisions
-
-
-def _log(decision: Decision) -> None:
-    level = logging.DEBUG if decision.action is Action.ALLOW else logging.INFO
-    level = logging.WARNING if decision.degraded else level
-    logger.log(level, decision.summary, extra={"decision": decision.to_dict(text=False)})

@@ -157,11 +157,6 @@ def require_labels(config: Any) -> None:
             )
 
 
-def not_finite(*scores: Tensor) -> bool:
-    """Whether any of them is no number."""
-    return not all(bool(torch.isfinite(one).all()) for one in scores)
-
-
 def _labels(config: Any, name: str, known: Mapping[str, _Label]) -> tuple[_Label, ...]:
     """The labels of a map with the keys "0", "1", …, in their order."""
     given: object = getattr(config, name, None)

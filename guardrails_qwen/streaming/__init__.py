@@ -7,6 +7,7 @@ from guardrails_qwen.streaming.guarded import GuardedStream, readable
 from guardrails_qwen.streaming.judges import RepeatedJudge, judge_for
 from guardrails_qwen.streaming.moderator import StreamModerator
 from guardrails_qwen.streaming.settings import Debounce, HoldBack, Streaming
+from guardrails_qwen.streaming.sources import aclose_source, close_source
 from guardrails_qwen.streaming.steps import Ask, Feed, Finish, Steps, Truncate, arun, run
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "Streaming",
     "Truncate",
     "abeside",
+    "aclose_source",
     "arun",
     "beside",
+    "close_source",
     "judge_for",
     "readable",
     "run",

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from guardrails_qwen.conversation import Conversation, ConversationLike, Role
-from guardrails_qwen.decision import Decision
+from guardrails_qwen.decision import Decision, log
 from guardrails_qwen.engines.closing import Closing
 from guardrails_qwen.engines.session import ReplyJudge
 from guardrails_qwen.errors import ConversationError, GuardError, GuardViolation
-from guardrails_qwen.rules import Action, Stage
+from guardrails_qwen.rules import Stage
 from guardrails_qwen.streaming.events import Block, Event, Redact, Release
 from guardrails_qwen.streaming.judges import RepeatedJudge, judge_for
 from guardrails_qwen.streaming.moderator import StreamModerator
@@ -168,7 +168,7 @@ class GuardedStream(Closing):
         if self._decision is None and self.moderator.decision and self._started is not None:
             seconds = time.perf_counter() - self._started
             self._decision = replace(self.moderator.decision, seconds=seconds)
-            _log(self._decision)
+            log(self._decision)
             self._judge.close()
         return events
 
@@ -214,9 +214,3 @@ def readable(events: Iterable[Event]) -> Iterator[str]:
                 raise GuardViolation(event.decision)
             if event.closing:
                 yield event.closing
-
-
-def _log(decision: Decision) -> None:
-    level = logging.DEBUG if decision.action is Action.ALLOW else logging.INFO
-    level = logging.WARNING if decision.degraded else level
-    logger.log(level, decision.summary, extra={"decision": decision.to_dict(text=False)})

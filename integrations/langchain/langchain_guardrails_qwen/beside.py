@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import TypeVar
 
-from guardrails_qwen.streaming import abeside, beside
-from langchain_guardrails_qwen.sources import aclose_source
+from guardrails_qwen.streaming import abeside, aclose_source, beside
 
 _Prompt = TypeVar("_Prompt")
 _Chunk = TypeVar("_Chunk")

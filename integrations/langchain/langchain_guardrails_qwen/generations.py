@@ -8,8 +8,8 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from guardrails_qwen.streaming import aclose_source, close_source
 from langchain_guardrails_qwen.messages import kept_metadata
-from langchain_guardrails_qwen.sources import aclose_source, close_source
 
 
 def message_of(generation: ChatGeneration) -> BaseMessage:

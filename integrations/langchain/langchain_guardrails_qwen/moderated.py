@@ -9,12 +9,11 @@ from typing import Any
 from langchain_core.messages import AIMessageChunk
 
 from guardrails_qwen import Conversation, Decision, GuardError, Role, Stage
-from guardrails_qwen.streaming import GuardedStream
+from guardrails_qwen.streaming import GuardedStream, aclose_source, close_source
 from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.passage import Passing, settled
 from langchain_guardrails_qwen.prompts import Place, Prompt, recall
 from langchain_guardrails_qwen.reply import Reply
-from langchain_guardrails_qwen.sources import aclose_source, close_source
 from langchain_guardrails_qwen.streams import added_up, released
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from itertools import islice
 from typing import Any
+
+from guardrails_qwen.streaming import aclose_source, close_source
 
 
 def started(source: Iterator[Any], first: list[Any]) -> Iterator[Any]:
@@ -45,19 +46,3 @@ async def aresumed(first: list[Any], source: AsyncIterator[Any]) -> AsyncGenerat
             yield chunk
     finally:
         await aclose_source(source)
-
-
-def close_source(*parts: object) -> None:
-    """Close an iterator and what it came from, as far as they can be closed."""
-    for part in parts:
-        if close := getattr(part, "close", None):
-            close()
-
-
-async def aclose_source(*parts: object) -> None:
-    """The same, by `aclose` where there is one; `close` may be a coroutine function."""
-    for part in parts:
-        if close := getattr(part, "aclose", None) or getattr(part, "close", None):
-            closing = close()
-            if inspect.isawaitable(closing):
-                await closing

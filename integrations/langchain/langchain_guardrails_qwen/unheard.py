@@ -15,7 +15,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers import context as tracing
 
-from langchain_guardrails_qwen.sources import aclose_source, close_source
+from guardrails_qwen.streaming import aclose_source, close_source
 
 _T = TypeVar("_T")
 _NOBODY = BaseCallbackHandler()

@@ -18,8 +18,8 @@ from langchain_core.runnables.base import RunnableLike, coerce_to_runnable
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
+from guardrails_qwen.streaming import aclose_source
 from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
-from langchain_guardrails_qwen.sources import aclose_source
 from langchain_guardrails_qwen.streams import added_up
 
 
