@@ -89,7 +89,8 @@ $(DEMO_READY): $(PIP_READY) $(CORE) $(LANGCHAIN)
 
 $(TEST_READY): $(DEMO_READY) $(LLAMA_INDEX)
 	@echo "Installing the tests' dependencies into $(VENV) …"
-	@$(INSTALL) -e '.[local,remote,cache,calibration]' -e integrations/llama_index --group test
+	@$(INSTALL) -e '.[local,remote,cache,calibration]' -e 'integrations/langchain[agents]' \
+	  -e integrations/llama_index --group test
 	@touch $@
 
 $(LINT_READY): $(PIP_READY) $(CORE)

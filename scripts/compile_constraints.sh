@@ -14,7 +14,7 @@ grep -v '^#' "$file" > "$resolved" || true
 uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
     --group dev --group training --output-file "$resolved" "$@" - <<END
 -e .[local,remote,cache,calibration]
--e integrations/langchain
+-e integrations/langchain[agents]
 -e integrations/llama_index
 hatchling
 torch==$torch
