@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -22,16 +20,14 @@ from typing_extensions import override
 from guardrails_qwen import Guard
 from guardrails_qwen.streaming import Streaming
 from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
-from langchain_guardrails_qwen.gate import Gate, none_failed
+from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.generations import (
     amessages_of,
     chunk_of,
     messages_of,
-    replies_of,
-    with_messages,
 )
 from langchain_guardrails_qwen.moderated import amoderated, moderated
-from langchain_guardrails_qwen.prompts import Place
+from langchain_guardrails_qwen.turn import Turn
 from langchain_guardrails_qwen.unheard import aunheard_steps, unheard, unheard_steps
 
 _STREAMING = Streaming()
@@ -245,14 +241,9 @@ class GuardedChatModel(BaseChatModel):
             return bound.model_copy(update={"bound": self._around(bound.bound)})
         raise NotImplementedError(f"a {type(bound).__name__} with tools cannot be guarded")
 
-    def _turn(self, messages: list[BaseMessage]) -> _Turn:
-        run = uuid4()
-        return _Turn(
-            gate=Gate(guard=self.guard, streaming=self.streaming),
-            messages=messages,
-            left=Place(run, 1),
-            right=Place(run, 2),
-        )
+    def _turn(self, messages: list[BaseMessage]) -> Turn:
+        """What one call does with its messages and its replies."""
+        return Turn.begun(Gate(guard=self.guard, streaming=self.streaming), messages)
 
     @override
     def _should_stream(self, *, async_api: bool, **kwargs: Any) -> bool:
@@ -282,33 +273,3 @@ class GuardedChatModel(BaseChatModel):
         guard = f"{self.guard.policy.fingerprint}.{self.guard.engine.fingerprint}"
         guard += f".{self.streaming.closing!r}"
         return f"guarded by {guard}: {self.inner._get_llm_string(stop=stop, **kwargs)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Turn:
-    """One call of the model. Its places remember the prompt as long as one of them lives."""
-
-    gate: Gate
-    messages: list[BaseMessage]
-    left: Place
-    right: Place
-
-    def admit(self) -> list[BaseMessage]:
-        """The messages that may be sent."""
-        return none_failed(self.gate.judge([self.messages], [self.left]))[0]
-
-    async def aadmit(self) -> list[BaseMessage]:
-        """The same."""
-        return none_failed(await self.gate.ajudge([self.messages], [self.left]))[0]
-
-    def passed(self, result: ChatResult) -> ChatResult:
-        """What may be released of a result."""
-        replies = replies_of(result)
-        judged = self.gate.judge(replies, [self.right] * len(replies))
-        return with_messages(result, none_failed(judged))
-
-    async def apassed(self, result: ChatResult) -> ChatResult:
-        """The same."""
-        replies = replies_of(result)
-        judged = await self.gate.ajudge(replies, [self.right] * len(replies))
-        return with_messages(result, none_failed(judged))
