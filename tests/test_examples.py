@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from guardrails_qwen import EngineUnavailable, Guard, OnError, Policy
+from guardrails_qwen.testing import FailingEngine
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -12,6 +19,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def run(example: str) -> str:
     program = [sys.executable, str(EXAMPLES / example)]
     return subprocess.run(program, capture_output=True, check=True).stdout.decode()
+
+
+def module(example: str) -> ModuleType:
+    """An example, imported."""
+    spec = importlib.util.spec_from_file_location(Path(example).stem, EXAMPLES / example)
+    assert spec is not None
+    assert spec.loader is not None
+    imported = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(imported)
+    return imported
 
 
 def test_quickstart_langchain() -> None:
@@ -59,3 +76,31 @@ def test_stream_any_framework() -> None:
     assert "    release 'Talk'\n    release ' to'\n" in without_io
     assert without_io.splitlines()[-1].startswith("    output blocked: ")
     assert "burn" not in out
+
+
+def test_chat_server_langchain() -> None:
+    out = run("chat_server_langchain.py")
+    recipe, cut, blocked, broken, left = out.split("Q:  ")[1:]
+    assert '    text {"text": "Mix "}\n' in recipe
+    assert '    text {"text": "butter. "}\n    end {"finish_reason": "stop"}\n' in recipe
+    assert '    text {"text": "tea. "}\n' in cut
+    closing = '    text {"text": "[The rest was blocked.]"}\n'
+    assert f'{closing}    end {{"finish_reason": "content_filter"}}\n' in cut
+    assert "burn" not in out
+    assert blocked.endswith('    blocked {"stage": "input"}\n\n')
+    assert "text" not in blocked
+    assert broken.endswith('    error {"reason": "no reply could be had"}\n\n')
+    stopped = "    (the model was stopped)\n"
+    assert stopped in cut
+    assert left.endswith(f"    (the client leaves)\n{stopped}")
+
+
+async def test_chat_server_langchain_without_an_engine(caplog: pytest.LogCaptureFixture) -> None:
+    server = module("chat_server_langchain.py")
+    guard = Guard(FailingEngine(EngineUnavailable("gone")), Policy.strict(on_error=OnError.RAISE))
+    question = next(iter(server.TALKS))
+    model = server.guarded(server.StandIn(), guard)
+    events = [event async for event in server.reply(model, question)]
+    assert events == ['event: error\ndata: {"reason": "no reply could be had"}\n\n']
+    assert "no reply: EngineUnavailable" in caplog.text
+    assert "pancakes" not in caplog.text
