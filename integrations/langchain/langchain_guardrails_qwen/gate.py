@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,14 @@ from guardrails_qwen import Decision, Guard, GuardError, Stage
 from guardrails_qwen.streaming import Streaming
 from langchain_guardrails_qwen.passage import Passing, asked, passages, settled
 from langchain_guardrails_qwen.prompts import Place
+
+
+Results = Sequence[Decision | GuardError]
+"""What was decided about each of several texts."""
+
+
+def _unheard(_results: Results) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +31,8 @@ class Gate:
     """The field to judge of a dict."""
     streaming: Streaming = field(default_factory=Streaming)
     """How replies are moderated while they are written."""
+    heard: Callable[[Results], None] = _unheard
+    """Gets to know everything that is decided: of a value all at once, of a stream at its end."""
 
     def judge(self, values: Iterable[Any], places: Iterable[Place]) -> list[Any]:
         """What to pass on of each value, or the error that keeps it from passing."""
@@ -40,13 +50,17 @@ class Gate:
 
     def check(self, passing: Sequence[Passing]) -> list[Decision | GuardError]:
         """The results for all that has to be judged of them, in order."""
-        return self.guard.check_many(asked(passing), stage=self.stage, return_exceptions=True)
+        results = self.guard.check_many(asked(passing), stage=self.stage, return_exceptions=True)
+        self.heard(results)
+        return results
 
     async def acheck(self, passing: Sequence[Passing]) -> list[Decision | GuardError]:
         """`check`, without blocking the event loop."""
-        return await self.guard.acheck_many(
+        results = await self.guard.acheck_many(
             asked(passing), stage=self.stage, return_exceptions=True
         )
+        self.heard(results)
+        return results
 
 
 def none_failed(results: list[Any]) -> list[Any]:

@@ -48,7 +48,7 @@ def moderated(gate: Gate, chunks: Iterable[Any], place: Place) -> Generator[Any,
             yield from passing.held.passed(passing.stream.finish(), finished=True)
     finally:
         if passing:
-            passing.stream.close()
+            passing.close()
         close_source(source, chunks)
 
 
@@ -78,7 +78,7 @@ async def amoderated(
                 yield piece
     finally:
         if passing:
-            passing.stream.close()
+            passing.close()
         await aclose_source(source, chunks)
 
 
@@ -120,10 +120,18 @@ class _Passing:
         """What all chunks add up to."""
         return self.gate.read(added_up(self.held.came), [self.place])
 
+    def close(self) -> None:
+        """The end, however it came."""
+        self.stream.close()
+        if self.stream.decision:
+            self.gate.heard([self.stream.decision])
+
 
 def _begun(gate: Gate, first: Any, place: Place) -> _Passing:
     """A stream of which the first chunk is there: the guard on the left has decided by then."""
-    prompt, settings = recall(place), gate.streaming
+    settings = gate.streaming
+    known = gate.stage is not None or not isinstance(first, str)
+    prompt = recall(place, near=not known)
     moderates = _moderates(gate, first, prompt)
     held = _Whole()
     if moderates:
