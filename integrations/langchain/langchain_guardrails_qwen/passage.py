@@ -60,24 +60,26 @@ class Passage:
     ) -> Passage:
         """Read a value where it passes.
 
-        A plain text is the assistant's where a guard further left has let a prompt in. A reply is
-        judged with that prompt, unless it brings one of its own.
+        A plain text is the assistant's where a guard further left in the same sequence has let a
+        prompt in: the first guard in a sequence within another one may be given a text of either
+        side. A reply is judged with the prompt that is found, unless it brings one of its own.
 
         Raises:
             ConversationError: It cannot be judged as it is.
         """
-        prompt = recall(place)
-        automatic = Role.USER if prompt is None else Role.ASSISTANT
+        near = recall(place, near=True)
+        automatic = Role.USER if near is None else Role.ASSISTANT
         speaker = _SPEAKERS.get(stage, Role.USER) if stage else automatic
         reading = read(value, key=key, speaker=speaker)
+        replies = reading.messages[0].role is Role.ASSISTANT
         return cls(
             value=value,
             reading=reading,
             place=place,
             stage=stage,
             key=key,
-            closing=closing if _is_reply(value, prompt) else None,
-            prompt=(prompt or ()) if reading.messages[0].role is Role.ASSISTANT else (),
+            closing=closing if _is_reply(value, near) else None,
+            prompt=(recall(place) or ()) if replies else (),
         )
 
     @property
@@ -136,14 +138,24 @@ def asked(passing: Iterable[Passing]) -> list[Conversation]:
     ]
 
 
-def settled(passing: Iterable[Passing], results: Iterable[Decision | GuardError]) -> list[Any]:
-    """What becomes of a batch: the value to pass on, or the error, of each."""
+def shared(
+    passing: Iterable[Passing], results: Iterable[Decision | GuardError]
+) -> list[list[Decision | GuardError]]:
+    """The results of a batch, each value's own; of one that cannot be read, why."""
     answers = iter(results)
     return [
-        _settled(passage, [next(answers) for _ in range(passage.reading.judged)])
+        [next(answers) for _ in range(passage.reading.judged)]
         if isinstance(passage, Passage)
-        else passage
+        else [passage]
         for passage in passing
+    ]
+
+
+def settled(passing: Sequence[Passing], results: Iterable[Decision | GuardError]) -> list[Any]:
+    """What becomes of a batch: the value to pass on, or the error, of each."""
+    return [
+        _settled(passage, answers) if isinstance(passage, Passage) else passage
+        for passage, answers in zip(passing, shared(passing, results), strict=True)
     ]
 
 
