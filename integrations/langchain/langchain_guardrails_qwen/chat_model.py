@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict
 from typing_extensions import override
@@ -27,6 +27,7 @@ from langchain_guardrails_qwen.generations import (
     messages_of,
 )
 from langchain_guardrails_qwen.moderated import amoderated, moderated
+from langchain_guardrails_qwen.structured import replanted
 from langchain_guardrails_qwen.turn import Turn
 from langchain_guardrails_qwen.unheard import aunheard_steps, unheard, unheard_steps
 
@@ -187,27 +188,41 @@ class GuardedChatModel(BaseChatModel):
             NotImplementedError: The inner model has no tools, or binds them in a way of its own.
         """
         choice = {} if tool_choice is None else {"tool_choice": tool_choice}
-        return self._around(self.inner.bind_tools(tools, **choice, **kwargs))
+        return replanted(self.inner.bind_tools(tools, **choice, **kwargs), self._around)
 
     @override
     def with_structured_output(
-        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+        self, schema: dict[str, Any] | type | None = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, Any]:
-        """Output by a tool that the inner model calls.
+        """What the inner model makes of itself, around this one: what is parsed was released.
+
+        Arguments are those of the inner model. A reply that the guard took back is no output: the
+        parser raises `ModelRefusalError` where the installed langchain-core has it, otherwise its
+        own error, with the closing text and nothing else.
 
         Raises:
-            ValueError: Another `method`, or `strict`, is asked for.
+            NotImplementedError: The inner model has none, or one that cannot be guarded.
         """
-        method, strict = kwargs.pop("method", None), kwargs.pop("strict", None)
-        if method not in (None, "function_calling"):
-            raise ValueError(
-                "the output of a guarded model is structured by tools, method='function_calling'; "
-                "for another way bind what the inner model needs, and parse what is released: "
-                "model.bind(response_format=...) | parser"
-            )
-        if strict is not None:
-            raise ValueError("bind the tool itself: model.bind_tools([tool], strict=...) | parser")
-        return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        structured: Any = self.inner.with_structured_output
+        return replanted(structured(schema, **kwargs), self._around)
+
+    @property
+    def model(self) -> Any:
+        """The name of the inner model, where it has one; so are `model_name` and `model_id`."""
+        inner: Any = self.inner
+        return inner.model
+
+    @property
+    def model_name(self) -> Any:
+        """Agents choose by these names how output is structured."""
+        inner: Any = self.inner
+        return inner.model_name
+
+    @property
+    def model_id(self) -> Any:
+        """See `model`."""
+        inner: Any = self.inner
+        return inner.model_id
 
     @override
     def get_token_ids(self, text: str) -> list[int]:
@@ -233,13 +248,9 @@ class GuardedChatModel(BaseChatModel):
         tooled = {} if tools is None else {"tools": tools}
         return self.inner.get_num_tokens_from_messages(messages, **tooled)
 
-    def _around(self, bound: Runnable[Any, Any]) -> Runnable[Any, Any]:
-        """This model with what was bound to the inner one."""
-        if isinstance(bound, BaseChatModel):
-            return self.model_copy(update={"inner": bound})
-        if isinstance(bound, RunnableBinding):
-            return bound.model_copy(update={"bound": self._around(bound.bound)})
-        raise NotImplementedError(f"a {type(bound).__name__} with tools cannot be guarded")
+    def _around(self, model: BaseChatModel) -> BaseChatModel:
+        """This model around another one than `inner`."""
+        return self if model is self.inner else self.model_copy(update={"inner": model})
 
     def _turn(self, messages: list[BaseMessage]) -> Turn:
         """What one call does with its messages and its replies."""

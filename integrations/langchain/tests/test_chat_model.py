@@ -513,21 +513,6 @@ def test_streaming_may_be_disabled_for_tools(engine: ScriptedEngine) -> None:
     assert len(list(model.stream("?"))) > 1
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "advice"),
-    [({"method": "json_mode"}, "response_format"), ({"strict": True}, "bind_tools")],
-    ids=["method", "strict"],
-)
-def test_structure_is_asked_for_by_tools_only(
-    kwargs: dict[str, Any], advice: str, engine: ScriptedEngine
-) -> None:
-    model = guarded(calling("Bread", '{"flour": 500}'), engine)
-    with pytest.raises(ValueError, match=advice):
-        model.with_structured_output(Bread, **kwargs)
-    structured = model.with_structured_output(Bread, method="function_calling", include_raw=True)
-    assert structured.invoke("?")["parsed"] == Bread(flour=500)
-
-
 def test_what_is_bound_is_bound_outside(engine: ScriptedEngine) -> None:
     inner: Any = writing(HARMLESS).bind(stop=["secret"])
     with pytest.raises(TypeError, match=r"GuardedChatModel\(.*\)\.bind") as caught:
