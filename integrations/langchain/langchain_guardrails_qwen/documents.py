@@ -53,14 +53,14 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
     @override
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
         """What may pass of documents, in their order. Keyword arguments are ignored."""
-        return self._gate.judge(documents).documents
+        return self._gate.judge(documents)
 
     @override
     async def atransform_documents(
         self, documents: Sequence[Document], **kwargs: Any
     ) -> list[Document]:
         """The same, without blocking the event loop."""
-        return (await self._gate.ajudge(documents)).documents
+        return await self._gate.ajudge(documents)
 
 
 class GuardDocumentCompressor(BaseDocumentCompressor):
@@ -90,15 +90,14 @@ class GuardDocumentCompressor(BaseDocumentCompressor):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """What may pass of documents, in their order. Callbacks are told nothing."""
-        return self._gate.judge(documents, query if self.with_query else None).documents
+        return self._gate.judge(documents, query if self.with_query else None)
 
     @override
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The same, without blocking the event loop."""
-        judged = await self._gate.ajudge(documents, query if self.with_query else None)
-        return judged.documents
+        return await self._gate.ajudge(documents, query if self.with_query else None)
 
     @property
     def _gate(self) -> DocumentGate:

@@ -50,14 +50,6 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """What passed of documents, in their order, and everything that was decided about them."""
-
-    documents: list[Document]
-    decisions: list[Decision]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentGate:
     """A guard, and what it shall judge of documents.
 
@@ -77,7 +69,7 @@ class DocumentGate:
         if self.on_violation not in ("drop", "annotate", "raise"):
             raise ValueError("on_violation is drop, annotate or raise")
 
-    def judge(self, documents: Iterable[Document], query: str | None = None) -> Judged:
+    def judge(self, documents: Iterable[Document], query: str | None = None) -> list[Document]:
         """What may pass of documents. None of them is changed in place.
 
         Args:
@@ -90,31 +82,35 @@ class DocumentGate:
             GuardError: One could not be judged, and the policy says to raise.
         """
         sheets = self.read(documents, query)
-        results = self.guard.check_many(asked(sheets), stage=Stage.CONTEXT, return_exceptions=True)
-        return self.settle(sheets, results)
+        return self.settle(sheets, self.check(sheets))
 
-    async def ajudge(self, documents: Iterable[Document], query: str | None = None) -> Judged:
+    async def ajudge(
+        self, documents: Iterable[Document], query: str | None = None
+    ) -> list[Document]:
         """`judge`, without blocking the event loop."""
         sheets = self.read(documents, query)
-        results = await self.guard.acheck_many(
-            asked(sheets), stage=Stage.CONTEXT, return_exceptions=True
-        )
-        return self.settle(sheets, results)
+        return self.settle(sheets, await self.acheck(sheets))
 
     def read(self, documents: Iterable[Document], query: str | None = None) -> list[Sheet]:
-        """What there is to ask about documents."""
+        """What there is to ask about documents; see `judge`."""
         before = () if query is None else (Message(role=Role.USER, text=query),)
         return [self._sheet(document, before) for document in documents]
 
-    def settle(self, sheets: Sequence[Sheet], results: Results) -> Judged:
-        """What passes, by the results for what `asked` gave."""
-        answers = dict(zip(asked(sheets), results, strict=True))
-        decided = [self._decided(sheet, answers) for sheet in sheets]
-        passed = map(self._passed, sheets, decided)
-        return Judged(
-            documents=[document for document in passed if document is not None],
-            decisions=[decision for decisions in decided for decision in decisions.values()],
+    def check(self, sheets: Iterable[Sheet]) -> Results:
+        """The results for all that is asked about documents, in the order of `asked`."""
+        return self.guard.check_many(asked(sheets), stage=Stage.CONTEXT, return_exceptions=True)
+
+    async def acheck(self, sheets: Iterable[Sheet]) -> Results:
+        """`check`, without blocking the event loop."""
+        return await self.guard.acheck_many(
+            asked(sheets), stage=Stage.CONTEXT, return_exceptions=True
         )
+
+    def settle(self, sheets: Sequence[Sheet], results: Results) -> list[Document]:
+        """What passes, in its order, by what `check` gave. Raises as `judge` does."""
+        answers = dict(zip(asked(sheets), results, strict=True))
+        passed = [self._passed(sheet, self._decided(sheet, answers)) for sheet in sheets]
+        return [document for document in passed if document is not None]
 
     def _sheet(self, document: Document, before: tuple[Message, ...]) -> Sheet:
         if not isinstance(document, Document):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -173,6 +169,12 @@ def asked(sheets: Iterable[Sheet]) -> list[Conversation]:
     """All that a guard has to judge, each conversation once."""
     parts = [part for sheet in sheets for part in (sheet.content, sheet.metadata)]
     return list(dict.fromkeys(part for part in parts if isinstance(part, Conversation)))
+
+
+def unread(sheets: Iterable[Sheet]) -> list[ConversationError]:
+    """Why something cannot be asked about, for all of which that is so."""
+    parts = [part for sheet in sheets for part in (sheet.content, sheet.metadata)]
+    return [part for part in parts if isinstance(part, ConversationError)]
 
 
 def _conversation(text: str, before: tuple[Message, ...]) -> Conversation | ConversationError:

@@ -20,7 +20,8 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from guardrails_qwen import Action, ConversationError, Decision, Guard, GuardViolation, Stage
-from langchain_guardrails_qwen.documents_gate import DocumentGate, OnViolation
+from langchain_guardrails_qwen.documents_gate import DocumentGate, OnViolation, Sheet, unread
+from langchain_guardrails_qwen.trace import aannotate, annotate
 from langchain_guardrails_qwen.unheard import unheard
 
 _OWN = ("callbacks", "run_id", "run_name")
@@ -96,10 +97,14 @@ class GuardedRetriever(BaseRetriever):
         checked = [self.guard.check(query, stage=Stage.INPUT)] if self.check_query else []
         admitted = _admitted(query, checked)
         if admitted is None:
-            return []
+            annotate(run_manager, checked)
+            return _nothing(checked)
         with unheard():
             found = self.inner.invoke(admitted, inner_config, **kwargs)
-        return self._gate.judge(_documents(found), self._context(admitted)).documents
+        sheets = self._read(found, admitted)
+        results = self._gate.check(sheets)
+        annotate(run_manager, [*checked, *results, *unread(sheets)])
+        return self._gate.settle(sheets, results)
 
     @override
     async def _aget_relevant_documents(
@@ -113,11 +118,14 @@ class GuardedRetriever(BaseRetriever):
         checked = [await self.guard.acheck(query, stage=Stage.INPUT)] if self.check_query else []
         admitted = _admitted(query, checked)
         if admitted is None:
-            return []
+            await aannotate(run_manager, checked)
+            return _nothing(checked)
         with unheard():
             found = await self.inner.ainvoke(admitted, inner_config, **kwargs)
-        judged = await self._gate.ajudge(_documents(found), self._context(admitted))
-        return judged.documents
+        sheets = self._read(found, admitted)
+        results = await self._gate.acheck(sheets)
+        await aannotate(run_manager, [*checked, *results, *unread(sheets)])
+        return self._gate.settle(sheets, results)
 
     @property
     def _gate(self) -> DocumentGate:
@@ -127,8 +135,13 @@ class GuardedRetriever(BaseRetriever):
             metadata_fields=self.metadata_fields,
         )
 
-    def _context(self, query: str) -> str | None:
-        return query if self.with_query else None
+    def _read(self, found: object, query: str) -> list[Sheet]:
+        if not isinstance(found, list):
+            raise ConversationError(
+                f"the inner retriever returned {type(found).__name__}, not a list of documents"
+            )
+        documents = cast("list[Document]", found)
+        return self._gate.read(documents, query if self.with_query else None)
 
     @override
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
@@ -146,7 +159,14 @@ def _inherited(config: RunnableConfig | None) -> RunnableConfig:
 
 
 def _admitted(query: str, checked: Sequence[Decision]) -> str | None:
-    """The query to ask; None where it was dropped.
+    """The query to ask; None where nobody may be asked."""
+    for decision in checked:
+        return decision.text
+    return query
+
+
+def _nothing(checked: Sequence[Decision]) -> list[Document]:
+    """What a query finds that was dropped.
 
     Raises:
         GuardViolation: It was blocked.
@@ -154,13 +174,4 @@ def _admitted(query: str, checked: Sequence[Decision]) -> str | None:
     for decision in checked:
         if decision.action is Action.BLOCK:
             raise GuardViolation(decision)
-        return decision.text
-    return query
-
-
-def _documents(found: object) -> list[Document]:
-    if not isinstance(found, list):
-        raise ConversationError(
-            f"the inner retriever returned {type(found).__name__}, not a list of documents"
-        )
-    return cast("list[Document]", found)
+    return []
