@@ -1,0 +1,128 @@
+"""What a guard does around the model: what goes to it, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
+from langchain.agents.structured_output import StructuredOutputError
+from langchain_core.messages import AIMessage, AnyMessage
+from langgraph.types import Command
+
+from guardrails_qwen import Action, Decision, GuardViolation, Stage
+from langchain_guardrails_qwen.agents.model import AgentModel, ModelCall
+from langchain_guardrails_qwen.agents.settings import Settings, thread_of
+from langchain_guardrails_qwen.agents.steps import Ask, Forward, Steps
+from langchain_guardrails_qwen.threads import Admission, decided, key_of, record_of
+from langchain_guardrails_qwen.values import STATE_KEY
+
+
+def model_call(settings: Settings, request: ModelRequest[Any]) -> Steps[ExtendedModelResponse[Any]]:
+    """Call the model, guarded; whatever another middleware put in its place is judged afterwards.
+
+    Raises:
+        GuardViolation: Something is blocked, and that is an error.
+        GuardError: Something could not be judged, and the policy says to raise.
+    """
+    call = ModelCall(
+        guard=settings.guard,
+        ledger=settings.ledger(request.state),
+        scope=settings.scope,
+        judged=settings.checks,
+        system=request.system_message,
+        closing=settings.closing(Stage.INPUT),
+        goes_on=settings.exit_behavior == "replace",
+    )
+    try:
+        response = yield from _asked(settings, request, call)
+    except GuardViolation as violation:
+        response = ModelResponse[Any](result=[call.answered(violation)])
+    except StructuredOutputError:
+        # a reply that was replaced is not structured
+        if not call.closed:
+            raise
+        response = ModelResponse[Any](result=[call.closed])
+    if settings.check_output and not call.violation:
+        response = yield from _released(settings, call, response)
+    return _extended(settings, request, call, response)
+
+
+def _asked(
+    settings: Settings, request: ModelRequest[Any], call: ModelCall
+) -> Steps[ModelResponse[Any]]:
+    if not settings.check_output:
+        messages = yield from _admitted(call, request)
+        return (yield Forward(request.override(messages=messages)))
+    model = AgentModel(
+        inner=request.model,
+        call=call,
+        streaming=replace(settings.streaming, closing=settings.closing(Stage.OUTPUT)),
+        beside=settings.beside,
+    )
+    response: ModelResponse[Any] = yield Forward(request.override(model=model))
+    if not call.admission:  # another model was asked, or none
+        yield from _admitted(call, request)
+    if call.violation and not all(map(call.is_released, replies_of(response))):
+        raise GuardViolation(call.violation)
+    return response
+
+
+def _admitted(call: ModelCall, request: ModelRequest[Any]) -> Steps[list[AnyMessage]]:
+    inspection = call.inspect(request.messages)
+    results = yield Ask(inspection.conversations)
+    return call.admitted(inspection.settle(results))
+
+
+def _released(
+    settings: Settings, call: ModelCall, response: ModelResponse[Any]
+) -> Steps[ModelResponse[Any]]:
+    """The response, after judging the replies in it that did not come from the guarded model."""
+    strange = [reply for reply in replies_of(response) if not call.is_released(reply)]
+    if not strange:
+        return response
+    results = yield Ask([call.reply(reply) for reply in strange])
+    decisions = [settings.tolerated(result) for result in results]
+    call.heard(decisions)
+    passed = [
+        decided(reply, _closed(settings, decision))
+        for reply, decision in zip(strange, decisions, strict=True)
+    ]
+    call.released.extend(passed)
+    if all(decision.allowed for decision in decisions):
+        return response
+    replaced = {id(old): new for old, new in zip(strange, passed, strict=True)}
+    # what answers the calls of a reply that lost them goes with it
+    result = [replaced.get(id(reply), reply) for reply in replies_of(response)]
+    return ModelResponse(result=result)
+
+
+def _closed(settings: Settings, decision: Decision) -> Decision:
+    if decision.action is not Action.BLOCK:
+        return decision
+    return replace(decision, action=Action.REPLACE, text=settings.closing(decision.stage))
+
+
+def _extended(
+    settings: Settings, request: ModelRequest[Any], call: ModelCall, response: ModelResponse[Any]
+) -> ExtendedModelResponse[Any]:
+    """The response, and what the thread gets to know."""
+    admission = call.admission or Admission(messages=request.messages)
+    records = dict(admission.records)
+    known = {message.id for message in thread_of(request.state)}
+    decisions = iter(call.decisions[-len(call.released) :] if call.released else [])
+    for message in response.result:
+        message.id = message.id or str(uuid4())
+        decision = next(decisions, None) if isinstance(message, AIMessage) else None
+        records[key_of(message) or message.id] = record_of(message, settings.guard, decision)
+    changes = [change for change in admission.changes if change.id in known]
+    update = {**({STATE_KEY: changes} if changes else {}), **settings.update(records)}
+    return ExtendedModelResponse(
+        model_response=response, command=Command(update=update) if update else None
+    )
+
+
+def replies_of(response: ModelResponse[Any]) -> list[AIMessage]:
+    """What the model said, without what LangChain answered to it."""
+    return [message for message in response.result if isinstance(message, AIMessage)]

@@ -1,0 +1,147 @@
+"""What a guard does around a tool: what goes to it, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain.agents.middleware.types import ToolCallRequest
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
+from langgraph.types import Command
+
+from guardrails_qwen import Action, Conversation, Decision, GuardError, GuardViolation, Message
+from langchain_guardrails_qwen.agents.results import messages_of, with_messages, with_update
+from langchain_guardrails_qwen.agents.settings import Settings, thread_of
+from langchain_guardrails_qwen.agents.steps import Ask, Forward, Steps, arun, run
+from langchain_guardrails_qwen.agents.tools import guarded_tool
+from langchain_guardrails_qwen.messages import read_message
+from langchain_guardrails_qwen.threads import (
+    Record,
+    conversation_of,
+    decided,
+    digest_of,
+    key_of,
+    knows,
+    record_of,
+    unblocked,
+)
+
+ToolResult = ToolMessage | Command[Any]
+
+
+def tool_call(settings: Settings, request: ToolCallRequest) -> Steps[Any]:
+    """Call a tool with arguments that were judged, and judge what it answers.
+
+    Raises:
+        GuardViolation: Something is blocked, and that is an error.
+        GuardError: Something could not be judged, and the policy says to raise.
+    """
+    if settings.check_tool_calls and not _is_judged(settings, request):
+        [result] = yield Ask([_asked(request)])
+        decision = settings.tolerated(result)
+        if not decision.allowed:
+            return _refused(settings, request, decision)
+    if not settings.check_tool_results:
+        return (yield Forward(request))
+    results = _Results(settings=settings, thread=thread_of(request.state))
+    result = yield Forward(results.guarding(request))
+    if results.violation:  # somebody made an answer of the error
+        raise GuardViolation(results.violation)
+    passed = yield from results.passed(messages_of(result))
+    return with_update(with_messages(result, passed), settings.update(results.records))
+
+
+def _is_judged(settings: Settings, request: ToolCallRequest) -> bool:
+    """Whether a call is part of a reply that the guard let through, word for word."""
+    reply = _asking(request)
+    return reply is not None and knows(settings.ledger(request.state), reply, settings.guard)
+
+
+def _asking(request: ToolCallRequest) -> AIMessage | None:
+    """The reply that asks for this very call."""
+    call = {key: request.tool_call.get(key) for key in ("id", "name", "args")}
+    for message in reversed(thread_of(request.state)):
+        if isinstance(message, AIMessage):
+            asked = any(call.items() <= dict(other).items() for other in message.tool_calls)
+            return message if asked else None
+    return None
+
+
+def _asked(request: ToolCallRequest) -> Conversation:
+    """The call, behind what the model was told."""
+    thread = list(thread_of(request.state))
+    while thread and not isinstance(thread[-1], AIMessage):
+        thread.pop()
+    asks = AIMessage(content="", tool_calls=[request.tool_call])
+    return conversation_of([*thread[:-1], asks])
+
+
+def _refused(settings: Settings, request: ToolCallRequest, decision: Decision) -> Any:
+    """What the model is told instead of an answer. The tool does not run."""
+    said = unblocked(settings.guard, decision).text or ""
+    if decision.action is Action.REDACT:
+        said = settings.guard.policy.at(decision.stage).replacement
+    call = request.tool_call
+    message = ToolMessage(said, name=call["name"], tool_call_id=call["id"] or "", status="error")
+    record = record_of(message, settings.guard, decision)
+    return with_update(message, settings.update({key_of(message) or "": record}))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Results:
+    """What a tool answers, as far as it is known. It is filled in while the tool runs."""
+
+    settings: Settings
+    thread: Sequence[AnyMessage]
+    records: dict[str, Record | None] = field(default_factory=dict[str, "Record | None"])
+    violation: Decision | None = None
+    digests: set[str | None] = field(default_factory=set[str | None])
+    """Of the messages that passed."""
+
+    def guarding(self, request: ToolCallRequest) -> ToolCallRequest:
+        """The call, with a tool whose answer is judged before anybody hears of it."""
+        if request.tool is None:
+            return request
+        guard = self.settings.guard
+
+        def judge(messages: list[BaseMessage]) -> list[BaseMessage]:
+            return run(self.passed(messages), guard)
+
+        async def ajudge(messages: list[BaseMessage]) -> list[BaseMessage]:
+            return await arun(self.passed(messages), guard)
+
+        tool = guarded_tool(request.tool, request.tool_call["id"], judge, ajudge)
+        return request.override(tool=tool)
+
+    def passed(self, messages: list[BaseMessage]) -> Steps[list[BaseMessage]]:
+        """What may pass of messages, each in its place. What passed already is not judged again."""
+        new = [m for m in messages if digest_of(m, self.settings.guard) not in self.digests]
+        if not new:
+            return messages
+        results = yield Ask(self._conversations(new))
+        decisions = [self._tolerated(result) for result in results]
+        after = {
+            id(message): self._settled(message, decision)
+            for message, decision in zip(new, decisions, strict=True)
+        }
+        return [after.get(id(message), message) for message in messages]
+
+    def _conversations(self, messages: Sequence[BaseMessage]) -> list[Conversation]:
+        said: tuple[Message, ...] = tuple(map(read_message, self.thread))
+        return [Conversation((*said, read_message(message))) for message in messages]
+
+    def _tolerated(self, result: Decision | GuardError) -> Decision:
+        try:
+            return self.settings.tolerated(result)
+        except GuardViolation as violation:
+            self.violation = violation.decision
+            raise
+
+    def _settled(self, message: BaseMessage, decision: Decision) -> BaseMessage:
+        guard = self.settings.guard
+        passed = decided(message, unblocked(guard, decision))
+        self.digests.add(digest_of(passed, guard))
+        if key := key_of(message):
+            self.records[key] = record_of(passed, guard, decision)
+        return passed

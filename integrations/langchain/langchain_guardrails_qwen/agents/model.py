@@ -1,0 +1,273 @@
+"""The model of an agent, guarded for one call: what was sent, what was released, and why."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    AnyMessage,
+    BaseMessage,
+    SystemMessage,
+)
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
+from pydantic import SkipValidation
+from typing_extensions import override
+
+from guardrails_qwen import Conversation, Decision, Guard, GuardError, GuardViolation, Message
+from guardrails_qwen.streaming import Streaming, aclose_source, close_source
+from langchain_guardrails_qwen.chat_model import GuardedChatModel
+from langchain_guardrails_qwen.gate import Gate
+from langchain_guardrails_qwen.messages import FILTERED, read_message
+from langchain_guardrails_qwen.prompts import Place, remember
+from langchain_guardrails_qwen.threads import (
+    Admission,
+    Inspection,
+    Ledger,
+    Scope,
+    conversation_of,
+    digest_of,
+)
+from langchain_guardrails_qwen.turn import Turn
+
+
+def closing_message(text: str) -> AIMessage:
+    """What the assistant says in place of an answer."""
+    return AIMessage(content=text, id=str(uuid4()), response_metadata=dict(FILTERED))
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelCall:
+    """A call of the model, from the guard's side. It is filled in while the call goes on."""
+
+    guard: Guard
+    ledger: Ledger
+    """What the guard knows of the thread."""
+    scope: Scope
+    judged: Callable[[BaseMessage], bool]
+    """Whether a message of the thread has to be judged at all."""
+    system: SystemMessage | None
+    """The application's own words, which are not judged."""
+    closing: str | None
+    """What ends a call that is blocked; None: raise."""
+    goes_on: bool
+    """Whether the model is asked also where a message was blocked: it is replaced by then."""
+    admission: Admission | None = None
+    """What was sent."""
+    prompt: tuple[Message, ...] = ()
+    """The same, as the guard reads it."""
+    released: list[AIMessage] = field(default_factory=list[AIMessage])
+    """What came back."""
+    decisions: list[Decision] = field(default_factory=list[Decision])
+    """Why, in the same order; of a reply from a cache there is none."""
+
+    @property
+    def violation(self) -> Decision | None:
+        """Why the model was not asked."""
+        return None if self.goes_on or not self.admission else self.admission.violation
+
+    @property
+    def closed(self) -> AIMessage | None:
+        """The last reply, if it was replaced or cut off."""
+        last = self.released[-1] if self.released else None
+        return last if last and FILTERED.items() <= last.response_metadata.items() else None
+
+    def inspect(self, messages: list[AnyMessage]) -> Inspection:
+        """What of the messages that are about to be sent is new."""
+
+        def judged(message: BaseMessage) -> bool:
+            return message != self.system and self.judged(message)
+
+        return Inspection.of(messages, self.ledger, self.guard, scope=self.scope, judged=judged)
+
+    def admitted(self, admission: Admission) -> list[AnyMessage]:
+        """What may be sent.
+
+        Raises:
+            GuardViolation: Nothing.
+        """
+        self.admission = admission
+        self.prompt = conversation_of(admission.messages).messages
+        if self.violation:
+            raise GuardViolation(self.violation)
+        return admission.messages
+
+    def answered(self, violation: GuardViolation) -> AIMessage:
+        """What is said to a prompt that is not sent."""
+        if self.closing is None:
+            raise violation
+        return closing_message(self.closing)
+
+    def heard(self, results: Sequence[Decision | GuardError]) -> None:
+        """What was decided about replies."""
+        self.decisions.extend(result for result in results if isinstance(result, Decision))
+
+    def is_released(self, message: BaseMessage) -> bool:
+        """Whether the guard let just this reply out."""
+        digest = digest_of(message, self.guard)
+        return digest is not None and digest in (digest_of(m, self.guard) for m in self.released)
+
+    def reply(self, message: BaseMessage) -> Conversation:
+        """A reply behind what was sent."""
+        return Conversation((*self.prompt, read_message(message)))
+
+
+class AgentModel(GuardedChatModel):
+    """The guarded model of one call. It judges only what is new in the thread."""
+
+    call: SkipValidation[ModelCall]
+
+    def __init__(
+        self, *, inner: BaseChatModel, call: ModelCall, streaming: Streaming, beside: bool
+    ) -> None:
+        super().__init__(
+            inner=inner, guard=call.guard, streaming=streaming, beside=beside, call=call
+        )
+
+    @override
+    def invoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        reply = super().invoke(input, config, stop=stop, **kwargs)
+        self.call.released.append(reply)
+        return reply
+
+    @override
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        reply = await super().ainvoke(input, config, stop=stop, **kwargs)
+        self.call.released.append(reply)
+        return reply
+
+    @override
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        try:
+            return super()._generate(messages, stop, run_manager, **kwargs)
+        except GuardViolation as violation:
+            return _result(self.call.answered(violation))
+
+    @override
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        try:
+            return await super()._agenerate(messages, stop, run_manager, **kwargs)
+        except GuardViolation as violation:
+            return _result(self.call.answered(violation))
+
+    @override
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = super()._stream(messages, stop, run_manager, **kwargs)
+        try:
+            yield from chunks
+        except GuardViolation as violation:
+            yield _chunk(self.call.answered(violation))
+        finally:
+            close_source(chunks)
+
+    @override
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        chunks = super()._astream(messages, stop, run_manager, **kwargs)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except GuardViolation as violation:
+            yield _chunk(self.call.answered(violation))
+        finally:
+            await aclose_source(chunks)
+
+    @override
+    def _turn(self, messages: list[BaseMessage]) -> Turn:
+        run = uuid4()
+        return _AgentTurn(
+            gate=Gate(guard=self.guard, streaming=self.streaming, heard=self.call.heard),
+            messages=messages,
+            left=Place(run, 1),
+            right=Place(run, 2),
+            call=self.call,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AgentTurn(Turn):
+    """A call of which only what is new in the thread is judged on the way in."""
+
+    call: ModelCall
+
+    @override
+    def admit(self) -> list[BaseMessage]:
+        inspection = self.call.inspect(_thread(self.messages))
+        results = self.call.guard.check_many(inspection.conversations, return_exceptions=True)
+        return self._admitted(inspection, results)
+
+    @override
+    async def aadmit(self) -> list[BaseMessage]:
+        inspection = self.call.inspect(_thread(self.messages))
+        results = await self.call.guard.acheck_many(
+            inspection.conversations, return_exceptions=True
+        )
+        return self._admitted(inspection, results)
+
+    def _admitted(
+        self, inspection: Inspection, results: Sequence[Decision | GuardError]
+    ) -> list[BaseMessage]:
+        messages = self.call.admitted(inspection.settle(results))
+        remember(self.left, self.call.prompt)
+        return self.messages if messages is inspection.messages else list(messages)
+
+
+def _thread(messages: list[BaseMessage]) -> list[AnyMessage]:
+    return messages  # pyright: ignore[reportReturnType] - the union of all that there is
+
+
+def _result(message: AIMessage) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _chunk(message: AIMessage) -> ChatGenerationChunk:
+    chunk = AIMessageChunk(
+        content=message.content,
+        response_metadata=message.response_metadata,
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(message=chunk)

@@ -1,0 +1,81 @@
+"""Hooks of middleware, written once for both colours: steps that ask a guard and call a handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from guardrails_qwen import Conversation, Guard, Stage
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Judge these; the answer is a decision or a `GuardError` for each."""
+
+    conversations: Sequence[Conversation]
+    stage: Stage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Hand this request on; the answer is what the handler returns."""
+
+    request: Any
+
+
+Steps = Generator[Ask | Forward, Any, _Result]
+"""A hook in progress. It knows neither threads nor event loops; what a step raises, it gets."""
+
+
+def _no_handler(_request: Any) -> Any:
+    raise TypeError("this hook has nothing to hand a request on to")
+
+
+def run(
+    steps: Steps[_Result], guard: Guard, handler: Callable[[Any], Any] = _no_handler
+) -> _Result:
+    """Run a hook to its end."""
+    resume: Callable[[], Ask | Forward] = partial(next, steps)
+    while True:
+        try:
+            step = resume()
+        except StopIteration as done:
+            return done.value
+        try:
+            if isinstance(step, Ask):
+                answer = guard.check_many(
+                    step.conversations, stage=step.stage, return_exceptions=True
+                )
+            else:
+                answer = handler(step.request)
+        except Exception as error:  # noqa: BLE001 - the hook decides what it makes of it
+            resume = partial(steps.throw, error)
+        else:
+            resume = partial(steps.send, answer)
+
+
+async def arun(
+    steps: Steps[_Result], guard: Guard, handler: Callable[[Any], Awaitable[Any]] = _no_handler
+) -> _Result:
+    """`run`, without blocking the event loop."""
+    resume: Callable[[], Ask | Forward] = partial(next, steps)
+    while True:
+        try:
+            step = resume()
+        except StopIteration as done:
+            return done.value
+        try:
+            if isinstance(step, Ask):
+                answer = await guard.acheck_many(
+                    step.conversations, stage=step.stage, return_exceptions=True
+                )
+            else:
+                answer = await handler(step.request)
+        except Exception as error:  # noqa: BLE001 - the hook decides what it makes of it
+            resume = partial(steps.throw, error)
+        else:
+            resume = partial(steps.send, answer)

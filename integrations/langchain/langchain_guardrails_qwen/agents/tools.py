@@ -1,0 +1,146 @@
+"""Tools of which nobody hears what a guard does not let through.
+
+A tool runs inside a run of its own, to whose end callbacks, traces and events listen. So the guard
+stands inside: between what the tool does and what LangChain makes of it. What a tool writes to a
+stream itself is its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.tools import BaseTool, ToolException
+
+from langchain_guardrails_qwen.agents.results import is_finished, messages_of, with_messages
+
+Judge = Callable[[list[BaseMessage]], list[BaseMessage]]
+"""What may pass of messages, each in its place: the very same one where it passes unchanged."""
+
+AsyncJudge = Callable[[list[BaseMessage]], Awaitable[list[BaseMessage]]]
+"""`Judge`, without blocking the event loop."""
+
+
+def guarded_tool(tool: BaseTool, call_id: str | None, judge: Judge, ajudge: AsyncJudge) -> BaseTool:
+    """A tool whose results are judged before its run ends.
+
+    It is a copy in all that LangChain asks of a tool (its schema, its injected arguments, how
+    errors are handled), but what runs is the tool itself, which may keep state.
+
+    Args:
+        tool: The tool.
+        call_id: The call that it answers.
+        judge: Gives what may pass of its answer.
+        ajudge: The same.
+    """
+    copy = tool.model_copy(update={"handle_tool_error": True} if tool.handle_tool_error else {})
+    # In the place of the methods of its class: LangChain looks at the signatures of both.
+    vars(copy)["_run"] = _guarded(tool, call_id, judge)
+    vars(copy)["_arun"] = _aguarded(tool, call_id, ajudge)
+    return copy
+
+
+def _guarded(tool: BaseTool, call_id: str | None, judge: Judge) -> Callable[..., Any]:
+    work: Callable[..., Any] = tool._run  # pyright: ignore[reportPrivateUsage]
+
+    @functools.wraps(work)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            answer = _Answer.of(work(*args, **kwargs), call_id)
+        except ToolException as error:
+            answer = _Answer.of_error(error, tool, call_id)
+        return answer.passed(judge(answer.messages))
+
+    return run
+
+
+def _aguarded(tool: BaseTool, call_id: str | None, judge: AsyncJudge) -> Callable[..., Any]:
+    work: Callable[..., Awaitable[Any]] = tool._arun  # pyright: ignore[reportPrivateUsage]
+
+    @functools.wraps(work)
+    async def arun(*args: Any, **kwargs: Any) -> Any:
+        try:
+            answer = _Answer.of(await work(*args, **kwargs), call_id)
+        except ToolException as error:
+            answer = _Answer.of_error(error, tool, call_id)
+        return answer.passed(await judge(answer.messages))
+
+    return arun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What a tool gave, and the messages that LangChain makes of it."""
+
+    value: Any
+    messages: list[BaseMessage]
+    failed: bool = False
+
+    @classmethod
+    def of(cls, value: Any, call_id: str | None, *, failed: bool = False) -> _Answer:
+        """An answer: a value, a pair of content and artifact, messages or commands."""
+        if is_finished(value):
+            return cls(value=value, messages=messages_of(value))
+        message = ToolMessage(content=_content(_said(value)), tool_call_id=call_id or "")
+        return cls(value=value, messages=[message], failed=failed)
+
+    @classmethod
+    def of_error(cls, error: ToolException, tool: BaseTool, call_id: str | None) -> _Answer:
+        """What the model is told of an error, by the tool's own way to handle it.
+
+        Raises:
+            ToolException: The tool has none.
+        """
+        handle = tool.handle_tool_error
+        if not handle:
+            raise error
+        told = str(error.args[0]) if error.args else "The tool failed."
+        if isinstance(handle, str):
+            told = handle
+        elif callable(handle):
+            told = handle(error)
+        return cls.of(told, call_id, failed=True)
+
+    def passed(self, messages: list[BaseMessage]) -> Any:
+        """What may pass of it, after what may pass of its messages.
+
+        Raises:
+            ToolException: The tool failed.
+        """
+        if is_finished(self.value):
+            return with_messages(self.value, messages)
+        unchanged = messages[0] is self.messages[0]
+        content = self.value if unchanged else messages[0].content
+        if self.failed:
+            raise ToolException(content)
+        return (content, None) if isinstance(self.value, tuple) and not unchanged else content
+
+
+def _said(value: object) -> object:
+    """Of a pair of content and artifact the content."""
+    if not isinstance(value, tuple):
+        return value
+    parts = cast("tuple[object, ...]", value)
+    return parts[0] if parts else ""
+
+
+def _content(value: object) -> str | list[str | dict[Any, Any]]:
+    """A value as the content of a message: as it is where it is such, else as JSON."""
+    if isinstance(value, str):
+        return value
+    if _is_blocks(value):
+        return cast("list[str | dict[Any, Any]]", value)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+
+
+def _is_blocks(value: object) -> bool:
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(block, (str, dict)) for block in cast("list[object]", value))
