@@ -7,7 +7,7 @@ batch of the engine, and each distinct text once.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from langchain_core.documents import Document
@@ -43,7 +43,7 @@ _CHANGED = (Action.REDACT, Action.REPLACE)
 class Sheet:
     """A document, and what is asked about it; or why that cannot be asked."""
 
-    document: Document
+    document: Document = field(repr=False)
     content: Conversation | ConversationError
     metadata: Conversation | ConversationError | None
     """None where the metadata says nothing."""
