@@ -21,7 +21,15 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from guardrails_qwen import Action, Conversation, ConversationError, Decision, Guard, GuardError
+from guardrails_qwen import (
+    Action,
+    Conversation,
+    ConversationError,
+    Decision,
+    Guard,
+    GuardError,
+    Stage,
+)
 from guardrails_qwen import Message as Said
 from langchain_guardrails_qwen.messages import decided_message, read_message
 
@@ -37,6 +45,10 @@ Ledger = Mapping[str, Record | None]
 
 Ledgers = Mapping[str, Ledger]
 """Ledgers by the name of their guard."""
+
+
+_REPLIES = frozenset({Stage.OUTPUT, Stage.TOOL_CALL})
+"""Stages of what the assistant says."""
 
 
 def merged(old: Ledgers | None, new: Ledgers | None) -> Ledgers:
@@ -78,6 +90,12 @@ def record_of(message: BaseMessage, guard: Guard, decision: Decision | None = No
         "fingerprint": guard.fingerprint,
         "decision": decision.to_dict(text=False) if decision else None,
     }
+
+
+def decision_of(ledger: Ledger, message: BaseMessage) -> dict[str, Any] | None:
+    """What a guard has decided about the message in a place, as `Decision.to_dict` has it."""
+    record = ledger.get(key_of(message) or "")
+    return record["decision"] if record else None
 
 
 def knows(ledger: Ledger, message: BaseMessage, guard: Guard) -> bool:
@@ -124,9 +142,11 @@ class Inspection:
     records: dict[str, Record | None]
     """What the ledger gets to know whatever is decided: what stood there before the guard came, and
     what is gone."""
+    closing: str | None = None
+    """What the assistant says in place of what is blocked; by default the policy's replacement."""
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913 - all but the first three by name
         cls,
         messages: list[AnyMessage],
         ledger: Ledger,
@@ -134,6 +154,7 @@ class Inspection:
         *,
         scope: Scope = "turn",
         judged: Callable[[BaseMessage], bool] = lambda _: True,
+        closing: str | None = None,
     ) -> Inspection:
         """Look at a thread.
 
@@ -146,6 +167,7 @@ class Inspection:
             guard: The guard. A ledger of another policy or model is none.
             scope: What is new in an unknown thread.
             judged: Whether a message has to be judged at all.
+            closing: What the assistant says in place of what is blocked.
         """
         valid = {
             key: record["digest"]
@@ -165,7 +187,8 @@ class Inspection:
         context = [i for i in range(len(messages)) if not known[i] and i not in new]
         gone: dict[str, Record | None] = dict.fromkeys(set(ledger) - set(keys))
         seen = {key: record_of(messages[i], guard) for i in context if (key := keys[i])}
-        return cls(guard=guard, messages=messages, new=new, records={**gone, **seen})
+        records = {**gone, **seen}
+        return cls(guard=guard, messages=messages, new=new, records=records, closing=closing)
 
     @property
     def conversations(self) -> list[Conversation]:
@@ -214,14 +237,22 @@ class Inspection:
         dropped = decision.action is Action.DROP and message.id and len(self.messages) > 1
         if dropped and not isinstance(message, ToolMessage):
             return None
-        return decided(message, unblocked(self.guard, decision))
+        return decided(message, unblocked(self.guard, decision, self.closing))
 
 
-def unblocked(guard: Guard, decision: Decision) -> Decision:
-    """The same, with the policy's replacement in place of a message that is blocked."""
+def unblocked(guard: Guard, decision: Decision, closing: str | None = None) -> Decision:
+    """The same, with another text in place of a message that is blocked.
+
+    Args:
+        guard: It has the policy, whose replacement that text is.
+        decision: Any decision.
+        closing: That text where the assistant is to say it.
+    """
     if decision.action is not Action.BLOCK:
         return decision
     text = guard.policy.at(decision.stage).replacement
+    if closing is not None and decision.stage in _REPLIES:
+        text = closing
     return replace(decision, action=Action.REPLACE, text=text)
 
 

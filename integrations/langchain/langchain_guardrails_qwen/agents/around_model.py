@@ -13,13 +13,15 @@ from langgraph.types import Command
 
 from guardrails_qwen import Action, Decision, GuardViolation, Stage
 from langchain_guardrails_qwen.agents.model import AgentModel, ModelCall
-from langchain_guardrails_qwen.agents.settings import Settings, thread_of
-from langchain_guardrails_qwen.agents.steps import Ask, Forward, Steps
+from langchain_guardrails_qwen.steps import Ask, Forward, Steps
+from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
 from langchain_guardrails_qwen.threads import Admission, decided, key_of, record_of
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
-def model_call(settings: Settings, request: ModelRequest[Any]) -> Steps[ExtendedModelResponse[Any]]:
+def model_call(
+    settings: ThreadSettings, request: ModelRequest[Any]
+) -> Steps[ExtendedModelResponse[Any]]:
     """Call the model, guarded; whatever another middleware put in its place is judged afterwards.
 
     Raises:
@@ -50,7 +52,7 @@ def model_call(settings: Settings, request: ModelRequest[Any]) -> Steps[Extended
 
 
 def _asked(
-    settings: Settings, request: ModelRequest[Any], call: ModelCall
+    settings: ThreadSettings, request: ModelRequest[Any], call: ModelCall
 ) -> Steps[ModelResponse[Any]]:
     if not settings.check_output:
         messages = yield from _admitted(call, request)
@@ -76,7 +78,7 @@ def _admitted(call: ModelCall, request: ModelRequest[Any]) -> Steps[list[AnyMess
 
 
 def _released(
-    settings: Settings, call: ModelCall, response: ModelResponse[Any]
+    settings: ThreadSettings, call: ModelCall, response: ModelResponse[Any]
 ) -> Steps[ModelResponse[Any]]:
     """The response, after judging the replies in it that did not come from the guarded model."""
     strange = [reply for reply in replies_of(response) if not call.is_released(reply)]
@@ -98,14 +100,17 @@ def _released(
     return ModelResponse(result=result)
 
 
-def _closed(settings: Settings, decision: Decision) -> Decision:
+def _closed(settings: ThreadSettings, decision: Decision) -> Decision:
     if decision.action is not Action.BLOCK:
         return decision
     return replace(decision, action=Action.REPLACE, text=settings.closing(decision.stage))
 
 
 def _extended(
-    settings: Settings, request: ModelRequest[Any], call: ModelCall, response: ModelResponse[Any]
+    settings: ThreadSettings,
+    request: ModelRequest[Any],
+    call: ModelCall,
+    response: ModelResponse[Any],
 ) -> ExtendedModelResponse[Any]:
     """The response, and what the thread gets to know."""
     admission = call.admission or Admission(messages=request.messages)

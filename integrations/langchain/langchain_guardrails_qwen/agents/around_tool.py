@@ -12,10 +12,10 @@ from langgraph.types import Command
 
 from guardrails_qwen import Action, Conversation, Decision, GuardError, GuardViolation, Message
 from langchain_guardrails_qwen.agents.results import messages_of, with_messages, with_update
-from langchain_guardrails_qwen.agents.settings import Settings, thread_of
-from langchain_guardrails_qwen.agents.steps import Ask, Forward, Steps, arun, run
 from langchain_guardrails_qwen.agents.tools import guarded_tool
 from langchain_guardrails_qwen.messages import read_message
+from langchain_guardrails_qwen.steps import Ask, Forward, Steps, arun, run
+from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
 from langchain_guardrails_qwen.threads import (
     Record,
     conversation_of,
@@ -30,7 +30,7 @@ from langchain_guardrails_qwen.threads import (
 ToolResult = ToolMessage | Command[Any]
 
 
-def tool_call(settings: Settings, request: ToolCallRequest) -> Steps[Any]:
+def tool_call(settings: ThreadSettings, request: ToolCallRequest) -> Steps[Any]:
     """Call a tool with arguments that were judged, and judge what it answers.
 
     Raises:
@@ -52,7 +52,7 @@ def tool_call(settings: Settings, request: ToolCallRequest) -> Steps[Any]:
     return with_update(with_messages(result, passed), settings.update(results.records))
 
 
-def _is_judged(settings: Settings, request: ToolCallRequest) -> bool:
+def _is_judged(settings: ThreadSettings, request: ToolCallRequest) -> bool:
     """Whether a call is part of a reply that the guard let through, word for word."""
     reply = _asking(request)
     return reply is not None and knows(settings.ledger(request.state), reply, settings.guard)
@@ -77,7 +77,7 @@ def _asked(request: ToolCallRequest) -> Conversation:
     return conversation_of([*thread[:-1], asks])
 
 
-def _refused(settings: Settings, request: ToolCallRequest, decision: Decision) -> Any:
+def _refused(settings: ThreadSettings, request: ToolCallRequest, decision: Decision) -> Any:
     """What the model is told instead of an answer. The tool does not run."""
     said = unblocked(settings.guard, decision).text or ""
     if decision.action is Action.REDACT:
@@ -92,7 +92,7 @@ def _refused(settings: Settings, request: ToolCallRequest, decision: Decision) -
 class _Results:
     """What a tool answers, as far as it is known. It is filled in while the tool runs."""
 
-    settings: Settings
+    settings: ThreadSettings
     thread: Sequence[AnyMessage]
     records: dict[str, Record | None] = field(default_factory=dict[str, "Record | None"])
     violation: Decision | None = None

@@ -22,12 +22,12 @@ from typing_extensions import override
 
 from guardrails_qwen import Guard
 from guardrails_qwen.streaming import Streaming
+from langchain_guardrails_qwen.admission import Admitted, admitted
 from langchain_guardrails_qwen.agents.around_model import model_call
 from langchain_guardrails_qwen.agents.around_tool import tool_call
-from langchain_guardrails_qwen.agents.before import before_model
-from langchain_guardrails_qwen.agents.settings import ExitBehavior, Settings
 from langchain_guardrails_qwen.agents.state import GuardrailState
-from langchain_guardrails_qwen.agents.steps import arun, run
+from langchain_guardrails_qwen.steps import arun, run
+from langchain_guardrails_qwen.thread_settings import ExitBehavior, ThreadSettings
 from langchain_guardrails_qwen.threads import Scope
 
 _STREAMING = Streaming()
@@ -100,7 +100,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         self.tools = []
         self.trace_policy = None if trace_payloads else _OMITTED
         self._guard = guard
-        self._settings = Settings(
+        self._settings = ThreadSettings(
             guard=guard,
             name=name,
             exit_behavior=exit_behavior,
@@ -124,7 +124,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
     @override
     def before_model(self, state: GuardrailState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Judge what is new in the thread."""
-        return run(before_model(self._settings, state), self._guard)
+        return _update(run(admitted(self._settings, state), self._guard), state)
 
     @hook_config(can_jump_to=["end"])
     @override
@@ -132,7 +132,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         self, state: GuardrailState, runtime: Runtime[Any]
     ) -> dict[str, Any] | None:
         """Judge what is new in the thread."""
-        return await arun(before_model(self._settings, state), self._guard)
+        return _update(await arun(admitted(self._settings, state), self._guard), state)
 
     @override
     def wrap_model_call(
@@ -169,3 +169,11 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
     ) -> ToolMessage | Command[Any]:
         """Judge what a tool is to do, and what it answers."""
         return await arun(tool_call(self._settings, request), self._guard, handler)
+
+
+def _update(found: Admitted, state: GuardrailState) -> dict[str, Any] | None:
+    """What was found, as an update of the agent's state."""
+    if not found.ended:
+        return found.update or None
+    stale = {"structured_response": None} if "structured_response" in state else {}
+    return {**found.update, **stale, "jump_to": "end"}

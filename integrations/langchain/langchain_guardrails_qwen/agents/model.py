@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from guardrails_qwen import Conversation, Decision, Guard, GuardError, GuardViolation, Message
 from guardrails_qwen.streaming import Streaming, aclose_source, close_source
+from langchain_guardrails_qwen.admission import closing_message
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
 from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.messages import FILTERED, read_message
@@ -36,11 +37,6 @@ from langchain_guardrails_qwen.threads import (
     digest_of,
 )
 from langchain_guardrails_qwen.turn import Turn
-
-
-def closing_message(text: str) -> AIMessage:
-    """What the assistant says in place of an answer."""
-    return AIMessage(content=text, id=str(uuid4()), response_metadata=dict(FILTERED))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,7 +81,14 @@ class ModelCall:
         def judged(message: BaseMessage) -> bool:
             return message != self.system and self.judged(message)
 
-        return Inspection.of(messages, self.ledger, self.guard, scope=self.scope, judged=judged)
+        return Inspection.of(
+            messages,
+            self.ledger,
+            self.guard,
+            scope=self.scope,
+            judged=judged,
+            closing=self.closing,
+        )
 
     def admitted(self, admission: Admission) -> list[AnyMessage]:
         """What may be sent.

@@ -9,9 +9,6 @@ from typing_extensions import NotRequired
 
 from langchain_guardrails_qwen.threads import Ledgers, merged
 
-LEDGERS = "guardrails"
-"""The key of the ledgers."""
-
 
 class GuardrailState(AgentState[Any]):
     """The state of an agent that is guarded. Callers can neither send the ledgers nor get them."""

@@ -1,37 +1,40 @@
-"""What a guard checks of an agent, and what it does about it."""
+"""What a guard checks of a thread, and what it does about it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, FunctionMessage, ToolMessage
 
 from guardrails_qwen import Action, Decision, Guard, GuardError, GuardViolation, Stage
 from guardrails_qwen.streaming import Streaming
-from langchain_guardrails_qwen.agents.state import LEDGERS
-from langchain_guardrails_qwen.threads import Ledger, Record, Scope
+from langchain_guardrails_qwen.threads import Inspection, Ledger, Record, Scope
 from langchain_guardrails_qwen.values import STATE_KEY
 
 ExitBehavior = Literal["end", "replace", "error"]
+"""What happens where the policy blocks."""
+
+LEDGERS = "guardrails"
+"""The field of a state that has the ledgers of all guards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ThreadSettings:
     """See `GuardrailMiddleware`."""
 
     guard: Guard
     name: str
-    exit_behavior: ExitBehavior
-    check_input: bool
-    check_output: bool
-    check_tool_calls: bool
-    check_tool_results: bool
-    violation_message: str | None
-    streaming: Streaming
-    beside: bool
-    scope: Scope
+    exit_behavior: ExitBehavior = "end"
+    check_input: bool = True
+    check_output: bool = True
+    check_tool_calls: bool = True
+    check_tool_results: bool = True
+    violation_message: str | None = None
+    streaming: Streaming = field(default_factory=Streaming)
+    beside: bool = False
+    scope: Scope = "turn"
 
     def __post_init__(self) -> None:
         if self.exit_behavior not in ("end", "replace", "error"):
@@ -68,10 +71,20 @@ class Settings:
             raise GuardViolation(result)
         return result
 
+    def inspection(self, messages: list[AnyMessage], state: object) -> Inspection:
+        """What is new in a thread, to judge it."""
+        return Inspection.of(
+            messages,
+            self.ledger(state),
+            self.guard,
+            scope=self.scope,
+            judged=self.checks,
+            closing=self.closing(Stage.OUTPUT),
+        )
+
     def ledger(self, state: object) -> Ledger:
         """What the guard knows of the thread."""
-        ledgers = cast("Mapping[str, Ledger]", _field(state, LEDGERS) or {})
-        return ledgers.get(self.name, {})
+        return ledger_of(state, self.name)
 
     def update(self, records: Mapping[str, Record | None]) -> dict[str, Any]:
         """What the guard gets to know, as an update of the state; nothing where that is nothing."""
@@ -83,6 +96,12 @@ def thread_of(state: object) -> list[AnyMessage]:
     if isinstance(state, list):
         return cast("list[AnyMessage]", state)
     return cast("list[AnyMessage]", _field(state, STATE_KEY) or [])
+
+
+def ledger_of(state: object, name: str) -> Ledger:
+    """What the guard of a name knows of the thread."""
+    ledgers = cast("Mapping[str, Ledger]", _field(state, LEDGERS) or {})
+    return ledgers.get(name, {})
 
 
 def _field(state: object, key: str) -> object:

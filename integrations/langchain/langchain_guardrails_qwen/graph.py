@@ -1,0 +1,115 @@
+"""A guard as a node of a graph, and the edge behind it. Needs langgraph.
+
+```python
+graph.add_node("guard", guard_node(guard))
+graph.add_conditional_edges("guard", passing("model"))
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Annotated, Any, Literal
+
+from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.runnables import Runnable, RunnableLambda
+from langgraph.graph import END  # pyright: ignore[reportMissingTypeStubs]
+from langgraph.graph.message import add_messages  # pyright: ignore[reportMissingTypeStubs]
+from typing_extensions import NotRequired, TypedDict
+
+from guardrails_qwen import Action, Guard
+from langchain_guardrails_qwen.admission import admitted
+from langchain_guardrails_qwen.steps import arun, run
+from langchain_guardrails_qwen.thread_settings import (
+    ExitBehavior,
+    ThreadSettings,
+    ledger_of,
+    thread_of,
+)
+from langchain_guardrails_qwen.threads import Ledgers, Scope, decision_of, merged
+
+__all__ = ["GuardedState", "guard_node", "is_blocked", "passing"]
+
+
+class GuardedState(TypedDict):
+    """A state with messages, and with what guards know of them. Extend it as you need."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    guardrails: NotRequired[Annotated[Ledgers, merged]]
+
+
+def guard_node(
+    guard: Guard,
+    *,
+    name: str = "guard",
+    exit_behavior: ExitBehavior = "end",
+    violation_message: str | None = None,
+    scope: Scope = "turn",
+) -> Runnable[Any, dict[str, Any]]:
+    """A node that judges what is new in the messages of the state, whoever said it.
+
+    Behind the input it judges what users send, behind a model its reply (which the state has by
+    then, and every stream of it: guard the model as well), behind tools what they answer, each with
+    all before it as the context. What was judged is not judged again. A message that is not let
+    through is changed, or removed, by its id.
+
+    Args:
+        guard: The engine and the policy.
+        name: Under which name the state knows the guard. Nodes of one name share what they know.
+        exit_behavior: Where the policy blocks: "end" replaces the message and lets the assistant
+            say `violation_message`, for an edge to end the run, see `passing`; "replace" replaces
+            it; "error" raises.
+        violation_message: What the assistant says; by default the policy's replacement.
+        scope: What is judged of a thread that the guard sees for the first time: the last "turn",
+            or "all" of it.
+
+    Raises:
+        ValueError: `exit_behavior` or `scope` is none of those.
+    """
+    settings = ThreadSettings(
+        guard=guard,
+        name=name,
+        exit_behavior=exit_behavior,
+        violation_message=violation_message,
+        scope=scope,
+    )
+
+    def node(state: Any) -> dict[str, Any]:
+        return run(admitted(settings, state), guard).update
+
+    async def anode(state: Any) -> dict[str, Any]:
+        return (await arun(admitted(settings, state), guard)).update
+
+    return RunnableLambda(node, anode, name=name)
+
+
+def passing(to: str, *, blocked: str = END, name: str = "guard") -> Callable[[Any], str]:
+    """A conditional edge behind a guard node.
+
+    Args:
+        to: Where a thread goes on that was let through.
+        blocked: Where one goes of which the guard has blocked a message.
+        name: The guard's name.
+    """
+
+    def passing(state: Any) -> str:
+        return blocked if is_blocked(state, name=name) else to
+
+    passing.__annotations__["return"] = Literal[to, blocked]  # for drawings of the graph
+    return passing
+
+
+def is_blocked(state: object, *, name: str = "guard") -> bool:
+    """Whether a guard has blocked a message of the last turn of a thread."""
+    thread, ledger = thread_of(state), ledger_of(state, name)
+    if thread and isinstance(thread[-1], AIMessage):
+        if last := decision_of(ledger, thread[-1]):
+            return _blocks(last)
+        thread = thread[:-1]  # what the guard said itself
+    turn = takewhile(lambda message: not isinstance(message, AIMessage), reversed(thread))
+    return any(_blocks(decision_of(ledger, message)) for message in turn)
+
+
+def _blocks(decision: dict[str, Any] | None) -> bool:
+    return decision is not None and decision["action"] == Action.BLOCK.label
