@@ -13,6 +13,11 @@ VLLM_VENV ?= .venv-vllm
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
+# Each worker is a process with torch of its own. More threads than cores would cost a test twice
+# its time, so every worker has one; set OMP_NUM_THREADS to have it otherwise.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
+OMP_NUM_THREADS ?= 1
+
 EMBEDDED := tests/serving/test_vllm_embedded.py
 
 BIN := $(VENV)/bin
@@ -21,6 +26,8 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 CORE := pyproject.toml constraints.txt
 LANGCHAIN := integrations/langchain/pyproject.toml
 LLAMA_INDEX := integrations/llama_index/pyproject.toml
+
+FRAMEWORKS := $(VENV)/frameworks
 
 # A stamp says what is installed; it is older than what it was installed from when that changes.
 PIP_READY := $(VENV)/.ready-pip
@@ -38,8 +45,9 @@ help: ## Show the targets
 demo: $(DEMO_READY) ## Guard a LangChain chain with the bundled checkpoint
 	$(BIN)/python examples/quickstart_langchain.py
 
-test: $(TEST_READY) ## Run the tests
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+test: export OMP_NUM_THREADS := $(OMP_NUM_THREADS)
+test: $(TEST_READY) ## Run the tests, on all cores
+	$(BIN)/python -m pytest -q $(WORKERS) $(PYTEST_ARGS)
 
 serving: $(TEST_READY) ## Run the tests on a real vLLM, which gets an environment of its own
 	@sh scripts/vllm_env.sh $(VLLM_VENV)
@@ -59,8 +67,9 @@ format: $(LINT_READY) ## Mend what can be mended of what `lint` finds
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-typecheck: $(TEST_READY) $(LINT_READY) ## Check types, strictly
+typecheck: $(TEST_READY) $(LINT_READY) $(FRAMEWORKS)/newest/.ready ## Check types, strictly
 	$(BIN)/pyright
+	$(BIN)/pyright -p integrations/langchain/frameworks/pyrightconfig.json
 
 docs: $(DOCS_READY) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -91,6 +100,12 @@ $(TEST_READY): $(DEMO_READY) $(LLAMA_INDEX)
 	@echo "Installing the tests' dependencies into $(VENV) …"
 	@$(INSTALL) -e '.[local,remote,cache,calibration]' -e 'integrations/langchain[agents]' \
 	  -e integrations/llama_index --group test
+	@touch $@
+
+# Over the versions of constraints.txt, and without the dependencies: the lists say why.
+$(FRAMEWORKS)/%/.ready: integrations/langchain/frameworks/%.txt $(PIP_READY)
+	@rm -rf $(@D)
+	@$(PIP) install --quiet --no-deps --target $(@D) -r $<
 	@touch $@
 
 $(LINT_READY): $(PIP_READY) $(CORE)
