@@ -221,12 +221,30 @@ class Inspection:
                 changes.append(message or RemoveMessage(id=old.id or ""))
             if key := key_of(old):
                 records[key] = record_of(message, self.guard, decision) if message else None
+        for index in self._orphans(after):
+            orphan = self.messages[index]
+            after[index] = records[key_of(orphan) or ""] = None
+            changes.append(RemoveMessage(id=orphan.id or ""))
         return Admission(
             messages=[m for m in after if m is not None] if changes else self.messages,
             changes=[change for change in changes if change.id],
             records=records,
             violation=next((d for d in decisions if d.action is Action.BLOCK), None),
         )
+
+    def _orphans(self, after: Sequence[AnyMessage | None]) -> list[int]:
+        """Answers to calls that a changed reply has lost: models refuse them without these."""
+        lost = {
+            call["id"]
+            for old, new in zip(self.messages, after, strict=True)
+            if isinstance(old, AIMessage) and new is not old
+            for call in old.tool_calls
+        }
+        return [
+            index
+            for index, message in enumerate(after)
+            if isinstance(message, ToolMessage) and message.tool_call_id in lost
+        ]
 
     def passed(self, message: AnyMessage, decision: Decision) -> AnyMessage | None:
         """What passes of a message; None where it is removed.

@@ -8,14 +8,14 @@ from uuid import uuid4
 
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain.agents.structured_output import StructuredOutputError
-from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
 from langgraph.types import Command
 
-from guardrails_qwen import Action, Decision, GuardViolation, Stage
-from langchain_guardrails_qwen.agents.model import AgentModel, ModelCall
+from guardrails_qwen import GuardViolation, Stage
+from langchain_guardrails_qwen.agents.model import ModelCall, agent_model
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import Admission, decided, key_of, record_of
+from langchain_guardrails_qwen.threads import Admission, decided, key_of, record_of, unblocked
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -57,16 +57,12 @@ def _asked(
     if not settings.check_output:
         messages = yield from _admitted(call, request)
         return (yield Forward(request.override(messages=messages)))
-    model = AgentModel(
-        inner=request.model,
-        call=call,
-        streaming=replace(settings.streaming, closing=settings.closing(Stage.OUTPUT)),
-        beside=settings.beside,
-    )
+    streaming = replace(settings.streaming, closing=settings.closing(Stage.OUTPUT))
+    model = agent_model(request.model, call=call, streaming=streaming, beside=settings.beside)
     response: ModelResponse[Any] = yield Forward(request.override(model=model))
     if not call.admission:  # another model was asked, or none
         yield from _admitted(call, request)
-    if call.violation and not all(map(call.is_released, replies_of(response))):
+    if call.violation and not all(map(call.released_as, replies_of(response))):
         raise GuardViolation(call.violation)
     return response
 
@@ -81,29 +77,22 @@ def _released(
     settings: ThreadSettings, call: ModelCall, response: ModelResponse[Any]
 ) -> Steps[ModelResponse[Any]]:
     """The response, after judging the replies in it that did not come from the guarded model."""
-    strange = [reply for reply in replies_of(response) if not call.is_released(reply)]
+    strange = [reply for reply in replies_of(response) if not call.released_as(reply)]
     if not strange:
         return response
     results = yield Ask([call.reply(reply) for reply in strange])
     decisions = [settings.tolerated(result) for result in results]
-    call.heard(decisions)
-    passed = [
-        decided(reply, _closed(settings, decision))
-        for reply, decision in zip(strange, decisions, strict=True)
-    ]
-    call.released.extend(passed)
+    passed = list[AIMessage]()
+    for reply, decision in zip(strange, decisions, strict=True):
+        passed.append(decided(reply, unblocked(settings.guard, decision, call.closing)))
+        call.heard([decision])
+        call.release(passed[-1:])
     if all(decision.allowed for decision in decisions):
         return response
     replaced = {id(old): new for old, new in zip(strange, passed, strict=True)}
     # what answers the calls of a reply that lost them goes with it
-    result = [replaced.get(id(reply), reply) for reply in replies_of(response)]
+    result = list[BaseMessage](replaced.get(id(reply), reply) for reply in replies_of(response))
     return ModelResponse(result=result)
-
-
-def _closed(settings: ThreadSettings, decision: Decision) -> Decision:
-    if decision.action is not Action.BLOCK:
-        return decision
-    return replace(decision, action=Action.REPLACE, text=settings.closing(decision.stage))
 
 
 def _extended(
@@ -116,10 +105,10 @@ def _extended(
     admission = call.admission or Admission(messages=request.messages)
     records = dict(admission.records)
     known = {message.id for message in thread_of(request.state)}
-    decisions = iter(call.decisions[-len(call.released) :] if call.released else [])
     for message in response.result:
         message.id = message.id or str(uuid4())
-        decision = next(decisions, None) if isinstance(message, AIMessage) else None
+        released = call.released_as(message)
+        decision = released.decision if released else None
         records[key_of(message) or message.id] = record_of(message, settings.guard, decision)
     changes = [change for change in admission.changes if change.id in known]
     update = {**({STATE_KEY: changes} if changes else {}), **settings.update(records)}

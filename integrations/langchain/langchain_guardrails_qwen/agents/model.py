@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -17,7 +17,7 @@ from langchain_core.messages import (
     SystemMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableBinding, RunnableConfig
 from pydantic import SkipValidation
 from typing_extensions import override
 
@@ -26,8 +26,10 @@ from guardrails_qwen.streaming import Streaming, aclose_source, close_source
 from langchain_guardrails_qwen.admission import closing_message
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
 from langchain_guardrails_qwen.gate import Gate
-from langchain_guardrails_qwen.messages import FILTERED, read_message
+from langchain_guardrails_qwen.generations import replies_of
+from langchain_guardrails_qwen.messages import read_message
 from langchain_guardrails_qwen.prompts import Place, remember
+from langchain_guardrails_qwen.streams import added_up
 from langchain_guardrails_qwen.threads import (
     Admission,
     Inspection,
@@ -37,6 +39,16 @@ from langchain_guardrails_qwen.threads import (
     digest_of,
 )
 from langchain_guardrails_qwen.turn import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """A reply that the guard let out."""
+
+    message: BaseMessage
+    digest: str | None
+    decision: Decision | None
+    """What was decided; None of a reply from a cache."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,10 +71,10 @@ class ModelCall:
     """What was sent."""
     prompt: tuple[Message, ...] = ()
     """The same, as the guard reads it."""
-    released: list[AIMessage] = field(default_factory=list[AIMessage])
+    released: list[Released] = field(default_factory=list["Released"])
     """What came back."""
     decisions: list[Decision] = field(default_factory=list[Decision])
-    """Why, in the same order; of a reply from a cache there is none."""
+    """What was decided about a reply that is still being written."""
 
     @property
     def violation(self) -> Decision | None:
@@ -71,9 +83,10 @@ class ModelCall:
 
     @property
     def closed(self) -> AIMessage | None:
-        """The last reply, if it was replaced or cut off."""
+        """The last reply, if it was changed."""
         last = self.released[-1] if self.released else None
-        return last if last and FILTERED.items() <= last.response_metadata.items() else None
+        changed = last and last.decision and not last.decision.allowed
+        return last.message if last and changed and isinstance(last.message, AIMessage) else None
 
     def inspect(self, messages: list[AnyMessage]) -> Inspection:
         """What of the messages that are about to be sent is new."""
@@ -112,10 +125,32 @@ class ModelCall:
         """What was decided about replies."""
         self.decisions.extend(result for result in results if isinstance(result, Decision))
 
-    def is_released(self, message: BaseMessage) -> bool:
-        """Whether the guard let just this reply out."""
+    def release(self, messages: Sequence[BaseMessage]) -> None:
+        """Replies of one call leave, after what was decided about them."""
+        decision = max(self.decisions, key=lambda decision: decision.action, default=None)
+        self.decisions.clear()
+        self.released.extend(self._released(message, decision) for message in messages)
+
+    def returned(self, message: AIMessage, *, since: int) -> AIMessage:
+        """A reply as LangChain returns it, in another form perhaps than it was released in.
+
+        Args:
+            message: The reply.
+            since: How many had been released before. If none was since then, it is from a cache.
+        """
+        if not self.released_as(message):
+            last = self.released[-1].decision if len(self.released) > since else None
+            self.released.append(self._released(message, last))
+        return message
+
+    def _released(self, message: BaseMessage, decision: Decision | None) -> Released:
         digest = digest_of(message, self.guard)
-        return digest is not None and digest in (digest_of(m, self.guard) for m in self.released)
+        return Released(message=message, digest=digest, decision=decision)
+
+    def released_as(self, message: BaseMessage) -> Released | None:
+        """What is known of just this reply, if the guard let it out."""
+        digest = digest_of(message, self.guard)
+        return next((r for r in self.released if digest and r.digest == digest), None)
 
     def reply(self, message: BaseMessage) -> Conversation:
         """A reply behind what was sent."""
@@ -143,9 +178,9 @@ class AgentModel(GuardedChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
+        before = len(self.call.released)
         reply = super().invoke(input, config, stop=stop, **kwargs)
-        self.call.released.append(reply)
-        return reply
+        return self.call.returned(reply, since=before)
 
     @override
     async def ainvoke(
@@ -156,9 +191,9 @@ class AgentModel(GuardedChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
+        before = len(self.call.released)
         reply = await super().ainvoke(input, config, stop=stop, **kwargs)
-        self.call.released.append(reply)
-        return reply
+        return self.call.returned(reply, since=before)
 
     @override
     def _generate(
@@ -169,9 +204,11 @@ class AgentModel(GuardedChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         try:
-            return super()._generate(messages, stop, run_manager, **kwargs)
+            result = super()._generate(messages, stop, run_manager, **kwargs)
         except GuardViolation as violation:
-            return _result(self.call.answered(violation))
+            result = _result(self.call.answered(violation))
+        self.call.release(replies_of(result))
+        return result
 
     @override
     async def _agenerate(
@@ -182,9 +219,11 @@ class AgentModel(GuardedChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         try:
-            return await super()._agenerate(messages, stop, run_manager, **kwargs)
+            result = await super()._agenerate(messages, stop, run_manager, **kwargs)
         except GuardViolation as violation:
-            return _result(self.call.answered(violation))
+            result = _result(self.call.answered(violation))
+        self.call.release(replies_of(result))
+        return result
 
     @override
     def _stream(
@@ -195,12 +234,16 @@ class AgentModel(GuardedChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         chunks = super()._stream(messages, stop, run_manager, **kwargs)
+        written = list[BaseMessage]()
         try:
-            yield from chunks
+            for chunk in chunks:
+                written.append(chunk.message)
+                yield chunk
         except GuardViolation as violation:
             yield _chunk(self.call.answered(violation))
         finally:
             close_source(chunks)
+            self.call.release(added_up(written))
 
     @override
     async def _astream(
@@ -211,13 +254,16 @@ class AgentModel(GuardedChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         chunks = super()._astream(messages, stop, run_manager, **kwargs)
+        written = list[BaseMessage]()
         try:
             async for chunk in chunks:
+                written.append(chunk.message)
                 yield chunk
         except GuardViolation as violation:
             yield _chunk(self.call.answered(violation))
         finally:
             await aclose_source(chunks)
+            self.call.release(added_up(written))
 
     @override
     def _turn(self, messages: list[BaseMessage]) -> Turn:
@@ -229,6 +275,19 @@ class AgentModel(GuardedChatModel):
             right=Place(run, 2),
             call=self.call,
         )
+
+
+def agent_model(model: Any, *, call: ModelCall, streaming: Streaming, beside: bool) -> Any:
+    """The guarded model of a call; what is bound to a model stays bound.
+
+    Raises:
+        TypeError: It is no chat model.
+    """
+    if isinstance(model, RunnableBinding):  # agents take any model that can bind tools
+        binding = cast("RunnableBinding[Any, Any]", model)
+        bound = agent_model(binding.bound, call=call, streaming=streaming, beside=beside)
+        return binding.model_copy(update={"bound": bound})
+    return AgentModel(inner=model, call=call, streaming=streaming, beside=beside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
