@@ -8,9 +8,8 @@ from typing import Any
 
 from guardrails_qwen import Decision, Guard, GuardError, Stage
 from guardrails_qwen.streaming import Streaming
-from langchain_guardrails_qwen.passage import Passing, asked, passages, settled
+from langchain_guardrails_qwen.passage import Passing, asked, passages, settled, shared
 from langchain_guardrails_qwen.prompts import Place
-
 
 Results = Sequence[Decision | GuardError]
 """What was decided about each of several texts."""
@@ -36,13 +35,27 @@ class Gate:
 
     def judge(self, values: Iterable[Any], places: Iterable[Place]) -> list[Any]:
         """What to pass on of each value, or the error that keeps it from passing."""
-        passing = self.read(values, places)
-        return settled(passing, self.check(passing))
+        return self.judge_each(values, places)[0]
 
     async def ajudge(self, values: Iterable[Any], places: Iterable[Place]) -> list[Any]:
         """`judge`, without blocking the event loop."""
+        return (await self.ajudge_each(values, places))[0]
+
+    def judge_each(
+        self, values: Iterable[Any], places: Iterable[Place]
+    ) -> tuple[list[Any], Sequence[Results]]:
+        """What `judge` gives, and the results for each value."""
         passing = self.read(values, places)
-        return settled(passing, await self.acheck(passing))
+        results = self.check(passing)
+        return settled(passing, results), shared(passing, results)
+
+    async def ajudge_each(
+        self, values: Iterable[Any], places: Iterable[Place]
+    ) -> tuple[list[Any], Sequence[Results]]:
+        """`judge_each`, without blocking the event loop."""
+        passing = self.read(values, places)
+        results = await self.acheck(passing)
+        return settled(passing, results), shared(passing, results)
 
     def read(self, values: Iterable[Any], places: Iterable[Place]) -> list[Passing]:
         """The values as they pass."""

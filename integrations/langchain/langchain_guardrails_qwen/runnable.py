@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -17,12 +18,16 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from langchain_core.runnables.base import RunnableLike
 from langchain_core.runnables.config import get_config_list
 from langchain_core.runnables.graph import Graph
-from pydantic import ConfigDict
-from typing_extensions import override
+from langchain_core.runnables.utils import AnyConfigurableField
+from pydantic import ConfigDict, Field, SkipValidation
+from typing_extensions import Self, override
 
-from guardrails_qwen import Guard, Stage
+from guardrails_qwen import Decision, Engine, EngineError, Guard, GuardError, Policy, Stage
 from guardrails_qwen.streaming import Streaming
-from langchain_guardrails_qwen.gate import Gate, none_failed
+from langchain_guardrails_qwen.chosen import chosen, parts
+from langchain_guardrails_qwen.configured import ConfiguredGuard
+from langchain_guardrails_qwen.fields import PolicyField, StreamingField, streaming_data
+from langchain_guardrails_qwen.gate import Gate, Results, none_failed
 from langchain_guardrails_qwen.moderated import amoderated, moderated
 from langchain_guardrails_qwen.prompts import Place, recall
 from langchain_guardrails_qwen.sources import (
@@ -33,12 +38,14 @@ from langchain_guardrails_qwen.sources import (
     resumed,
     started,
 )
+from langchain_guardrails_qwen.trace import aannotate, annotate
+from langchain_guardrails_qwen.values import Value
 from langchain_guardrails_qwen.wrap import guarded
 
 RunManagers = Sequence[BaseRunManager]
 _STREAMING = Streaming()
-_NOT_SHOWN = "a reply, not shown before it is judged"
-"""The input of a reply's run in traces."""
+_NOT_SHOWN = "a value, not shown by its guard"
+"""The input of a guard's run in traces."""
 
 
 class GuardRunnable(RunnableSerializable[Any, Any]):
@@ -57,14 +64,29 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     The stage follows from the value: the assistant's are output (tool call where there is no text),
     a tool's are tool result, others input. A plain text is output where a guard further left in the
     same sequence has let a prompt in. A reply is judged together with that prompt, or with the one
-    that its own list begins with; where there is neither (the guards are in different sequences, or
-    one is wrapped in `with_retry` or `with_fallbacks`), alone. `wrap` is sure to find it.
+    that its own list begins with. The guard on the left may stand in a sequence around that of the
+    guard on the right; where neither is certain, or there is no prompt, a reply is judged alone.
+    `wrap` is sure to find it.
 
     A reply that streams is moderated while it is written: chunks of text leave, in their types and
     with their ids, when they are cleared. Anything else is held back until all of it was judged: a
     prompt, and what comes from the first chunk on that says more than text (tool calls, reasoning).
     A blocked reply stops the model. Callbacks of the model itself see its tokens before any guard
     can; `GuardedChatModel` is for that.
+
+    Every decision is a custom event "guardrails_qwen.decision" to callbacks and `astream_events`,
+    and metadata and tags of the guard's run in traces, also where it ends with an error; see
+    `trace`. The run's input is not shown in traces, and what is passed on is its output. Runs
+    around it are LangChain's: that of a sequence has in its trace all that the sequence is given.
+
+    A batch is one batch of the engine; with "max_concurrency" in the config, several of no more
+    than so many values. Policy and engine can be made configurable, and a guard can be dumped and
+    loaded; its engine is not, see `serialisation`.
+
+    With `with_retry` a guard is judged again only where its engine failed, and `with_fallbacks`
+    asks another guard only then. Around a chain, name the exceptions: by default LangChain's
+    `with_retry` runs the chain again after a violation, and its `with_fallbacks` gives the input
+    that was blocked to the fallback.
 
     Args:
         guard: The engine and the policy.
@@ -74,30 +96,42 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         streaming: How replies are moderated while they are written. Its closing text is what a
             blocked reply is replaced by in every method, with the finish reason "content_filter":
             a text or a message of the assistant, or a dict behind a guard on the left.
+        policy: In place of the guard's.
+        engine: In place of the guard's.
+        trace_text: Whether traces and events have the text that a decision passes on, and traces
+            the input of the guard's run, unless a model said it.
 
     Raises:
         GuardViolation: The policy blocks the value, and it is not replaced by a closing text.
         ConversationError: It is something that cannot be judged. Nothing passes unjudged.
-        GuardError: It could not be judged, and the policy says to raise.
+        GuardError: It could not be judged, and the policy says to raise; or there is no engine.
     """
 
-    guard: Guard
+    guard: SkipValidation[Guard | None] = Field(default=None, exclude=True)
     stage: Stage | None = None
     key: str | None = None
-    streaming: Streaming = _STREAMING
+    streaming: StreamingField = Field(default=_STREAMING, exclude=True)
+    policy: PolicyField = None
+    engine: SkipValidation[Engine | None] = Field(default=None, exclude=True)
+    trace_text: bool = False
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  pydantic's own would take no positional ones
         self,
-        guard: Guard,
+        guard: Guard | None = None,
         stage: Stage | None = None,
         key: str | None = None,
         name: str | None = None,
         streaming: Streaming = _STREAMING,
+        *,
+        policy: Policy | None = None,
+        engine: Engine | None = None,
+        trace_text: bool = False,
     ) -> None:
         fields: dict[str, Any] = {"guard": guard, "stage": stage, "key": key, "name": name}
-        fields["streaming"] = streaming
+        fields |= {"streaming": streaming, "policy": policy, "engine": engine}
+        fields |= {"trace_text": trace_text}
         super().__init__(**fields)
 
     def wrap(
@@ -119,17 +153,72 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
                 verdict; an unsafe input ends the run, and one that passes changed makes a new one.
                 Batches judge the input first.
         """
-        left = GuardRunnable(self.guard, key=self.key, name="guard-input")
-        right = GuardRunnable(
-            self.guard, key=output_key, name="guard-output", streaming=self.streaming
-        )
+        left, right = self.pair(output_key)
         return guarded(left, runnable, right, beside=beside)
+
+    def pair(self, output_key: str | None = None) -> tuple[GuardRunnable, GuardRunnable]:
+        """The guards that `wrap` puts on the left and on the right."""
+        left: dict[str, Any] = {"stage": None, "name": "guard-input", "streaming": _STREAMING}
+        right: dict[str, Any] = {"stage": None, "name": "guard-output", "key": output_key}
+        return self.model_copy(update=left), self.model_copy(update=right)
+
+    def with_engine(self, engine: Engine) -> Self:
+        """The same guard on this engine."""
+        return self.model_copy(update={"engine": engine})
+
+    @override
+    def with_retry(
+        self,
+        *,
+        retry_if_exception_type: Any = (EngineError,),
+        wait_exponential_jitter: bool = True,
+        exponential_jitter_params: Any = None,
+        stop_after_attempt: int = 3,
+    ) -> Runnable[Any, Any]:
+        """Judge again where the engine failed and the policy says to raise."""
+        return super().with_retry(
+            retry_if_exception_type=retry_if_exception_type,
+            wait_exponential_jitter=wait_exponential_jitter,
+            exponential_jitter_params=exponential_jitter_params,
+            stop_after_attempt=stop_after_attempt,
+        )
+
+    @override
+    def with_fallbacks(
+        self,
+        fallbacks: Sequence[Runnable[Any, Any]],
+        *,
+        exceptions_to_handle: tuple[type[BaseException], ...] = (EngineError,),
+        exception_key: str | None = None,
+    ) -> Any:
+        """Ask another guard where the engine failed and the policy says to raise."""
+        return super().with_fallbacks(
+            fallbacks, exceptions_to_handle=exceptions_to_handle, exception_key=exception_key
+        )
+
+    @override
+    def configurable_fields(self, **kwargs: AnyConfigurableField) -> Any:
+        """Fields that a config may choose for each call: policy and engine, for example."""
+        super().configurable_fields(**kwargs)  # refuses fields that do not exist
+        return ConfiguredGuard(default=self, fields=kwargs)
 
     @override
     def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
         """The given name, or "guard" with the stage if there is one."""
         stage = "-" + self.stage.value.replace("_", "-") if self.stage else ""
         return super().get_name(suffix, name=name or self.name or f"guard{stage}")
+
+    @property
+    @override
+    def InputType(self) -> Any:
+        """The kinds of values that can be judged."""
+        return Value
+
+    @property
+    @override
+    def OutputType(self) -> Any:
+        """The same: a guard gives the kind back that it is given."""
+        return Value
 
     @override
     def get_graph(self, config: RunnableConfig | None = None) -> Graph:
@@ -138,12 +227,30 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         graph.add_node(self, metadata=(config or {}).get("metadata"))
         return graph
 
+    @classmethod
+    @override
+    def is_lc_serializable(cls) -> bool:
+        """Everything but the engine is dumped."""
+        return True
+
+    @property
+    @override
+    def lc_attributes(self) -> dict[str, Any]:
+        """Policy, stage and streaming as plain data. Whatever the engine is stays here."""
+        policy = self.policy or (self.guard.policy if self.guard else None)
+        data = {
+            "policy": policy.to_dict() if policy else None,
+            "stage": self.stage.value if self.stage else None,
+            "streaming": streaming_data(self.streaming),
+        }
+        return {key: value for key, value in data.items() if value}
+
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Judge the value and pass it on. Keyword arguments are ignored, as prompts do."""
 
-        def judged(_: Any, run_manager: CallbackManagerForChainRun) -> Any:
-            return none_failed(self._judge([input], [run_manager]))[0]
+        def judged(_: Any, run_manager: CallbackManagerForChainRun, config: RunnableConfig) -> Any:
+            return none_failed(self._judge([input], [run_manager], [config]))[0]
 
         return self._call_with_config(judged, self._traced(input, config), config)
 
@@ -151,8 +258,10 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Judge the value and pass it on. Keyword arguments are ignored, as prompts do."""
 
-        async def judged(_: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
-            return none_failed(await self._ajudge([input], [run_manager]))[0]
+        async def judged(
+            _: Any, run_manager: AsyncCallbackManagerForChainRun, config: RunnableConfig
+        ) -> Any:
+            return none_failed(await self._ajudge([input], [run_manager], [config]))[0]
 
         return await self._acall_with_config(judged, self._traced(input, config), config)
 
@@ -165,11 +274,11 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         return_exceptions: bool = False,
         **kwargs: Any | None,
     ) -> list[Any]:
-        """All inputs in one batch of the engine."""
+        """All inputs in one batch of the engine, or "max_concurrency" at once."""
         configs = get_config_list(config, len(inputs))
 
-        def judged(_: Any, run_manager: RunManagers) -> list[Any]:
-            return self._judge(inputs, run_manager)
+        def judged(_: Any, run_manager: RunManagers, config: list[RunnableConfig]) -> list[Any]:
+            return self._judge(inputs, run_manager, config)
 
         return self._batch_with_config(
             judged,
@@ -187,11 +296,13 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         return_exceptions: bool = False,
         **kwargs: Any | None,
     ) -> list[Any]:
-        """All inputs in one batch of the engine."""
+        """All inputs in one batch of the engine, or "max_concurrency" at once."""
         configs = get_config_list(config, len(inputs))
 
-        async def judged(_: Any, run_manager: RunManagers) -> list[Any]:
-            return await self._ajudge(inputs, run_manager)
+        async def judged(
+            _: Any, run_manager: RunManagers, config: list[RunnableConfig]
+        ) -> list[Any]:
+            return await self._ajudge(inputs, run_manager, config)
 
         return await self._abatch_with_config(
             judged,
@@ -207,8 +318,18 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         """Moderate a reply while it comes; hold anything else back until all of it was judged."""
         first = list[Any]()
 
-        def judged(_: Iterator[Any], run_manager: CallbackManagerForChainRun) -> Iterator[Any]:
-            yield from moderated(self._gate, resumed(first, input), Place.of(run_manager))
+        def judged(
+            _: Iterator[Any], run_manager: CallbackManagerForChainRun, config: RunnableConfig
+        ) -> Iterator[Any]:
+            place, results = Place.of(run_manager), list[Decision | GuardError]()
+            gate = self._gate(config, results.extend)
+            try:
+                yield from moderated(gate, resumed(first, input), place)
+            except GuardError as error:
+                results.extend([] if results else [error])
+                raise
+            finally:
+                annotate(run_manager, results, text=self.trace_text)
 
         try:
             yield from self._transform_stream_with_config(started(input, first), judged, config)
@@ -223,12 +344,21 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         first = list[Any]()
 
         async def judged(
-            _: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun
+            _: AsyncIterator[Any],
+            run_manager: AsyncCallbackManagerForChainRun,
+            config: RunnableConfig,
         ) -> AsyncIterator[Any]:
-            place = Place.of(run_manager)
-            async with aclosing(amoderated(self._gate, aresumed(first, input), place)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            place, results = Place.of(run_manager), list[Decision | GuardError]()
+            gate = self._gate(config, results.extend)
+            try:
+                async with aclosing(amoderated(gate, aresumed(first, input), place)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except GuardError as error:
+                results.extend([] if results else [error])
+                raise
+            finally:
+                await aannotate(run_manager, results, text=self.trace_text)
 
         chunks = self._atransform_stream_with_config(astarted(input, first), judged, config)
         try:
@@ -237,19 +367,49 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         finally:
             await aclose_source(chunks, input)
 
-    @property
-    def _gate(self) -> Gate:
-        return Gate(guard=self.guard, stage=self.stage, key=self.key, streaming=self.streaming)
+    def _gate(self, config: RunnableConfig, heard: Callable[[Results], None] | None = None) -> Gate:
+        guard = chosen(self.guard, self.policy, self.engine, config)
+        gate = Gate(guard=guard, stage=self.stage, key=self.key, streaming=self.streaming)
+        return replace(gate, heard=heard) if heard else gate
 
     def _traced(self, value: Any, config: RunnableConfig | None) -> Any:
-        """What the run's trace has as its input: the value, if no model said it."""
+        """What the run's trace has as its input."""
+        if not self.trace_text:
+            return _NOT_SHOWN
         callbacks = (config or {}).get("callbacks")
         place = Place.of(callbacks) if isinstance(callbacks, BaseCallbackManager) else Place()
-        replies = self.stage in (Stage.OUTPUT, Stage.TOOL_CALL) or recall(place) is not None
+        near = recall(place, near=True)
+        replies = self.stage in (Stage.OUTPUT, Stage.TOOL_CALL) or near is not None
         return _NOT_SHOWN if replies or isinstance(value, AIMessage) else value
 
-    def _judge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
-        return self._gate.judge(values, map(Place.of, run_manager))
+    def _judge(
+        self,
+        values: list[Any],
+        run_managers: Sequence[BaseRunManager],
+        configs: Sequence[RunnableConfig],
+    ) -> list[Any]:
+        judged = list[Any]()
+        for part in parts(configs):
+            gate = self._gate(configs[part][0])
+            places = map(Place.of, run_managers[part], values[part])
+            passed_on, results = gate.judge_each(values[part], places)
+            for run_manager, own in zip(run_managers[part], results, strict=True):
+                annotate(run_manager, own, text=self.trace_text)
+            judged += passed_on
+        return judged
 
-    async def _ajudge(self, values: list[Any], run_manager: RunManagers) -> list[Any]:
-        return await self._gate.ajudge(values, map(Place.of, run_manager))
+    async def _ajudge(
+        self,
+        values: list[Any],
+        run_managers: Sequence[BaseRunManager],
+        configs: Sequence[RunnableConfig],
+    ) -> list[Any]:
+        judged = list[Any]()
+        for part in parts(configs):
+            gate = self._gate(configs[part][0])
+            places = map(Place.of, run_managers[part], values[part])
+            passed_on, results = await gate.ajudge_each(values[part], places)
+            for run_manager, own in zip(run_managers[part], results, strict=True):
+                await aannotate(run_manager, own, text=self.trace_text)
+            judged += passed_on
+        return judged

@@ -15,13 +15,27 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, cast
 
-from langchain_core.messages import BaseMessage, ToolMessage
-from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
+from langchain_core.messages import AnyMessage, BaseMessage, ToolMessage
+from langchain_core.prompt_values import (
+    ChatPromptValue,
+    ChatPromptValueConcrete,
+    StringPromptValue,
+)
 
 from guardrails_qwen import Action, ConversationError, Decision, Message, Role
 from langchain_guardrails_qwen.messages import decided_message, normalized, read_message
 
 STATE_KEY = "messages"
+
+Value = (
+    str
+    | AnyMessage
+    | list[AnyMessage]
+    | StringPromptValue
+    | ChatPromptValueConcrete
+    | dict[str, Any]
+)
+"""What a guard judges, as schemas describe it; messages also in LangChain's short forms."""
 
 Put = Callable[[Sequence[Decision]], Any]
 """From one decision for each judged message, some of them not allowed, to the value to pass on."""
@@ -42,7 +56,8 @@ def read(value: object, *, key: str | None = None, speaker: Role = Role.USER) ->
 
     Args:
         value: A text, message, prompt value, list of messages in any form, or a dict of one.
-        key: The field to judge of a dict; by default that of a state dict, "messages".
+        key: The field to judge of a dict, which has to be there; by default that of a state dict,
+            "messages".
         speaker: Who said a plain text.
 
     Raises:
@@ -85,7 +100,7 @@ def _is_assistants(message: Message) -> bool:
 
 
 def _read_dict(fields: dict[str, object], key: str | None, speaker: Role) -> Reading:
-    field = key if key is not None and key in fields else STATE_KEY
+    field = STATE_KEY if key is None else key
     if field not in fields:
         wanted = "is not a state, for it has no 'messages'" if key is None else f"has no {key!r}"
         raise ConversationError(

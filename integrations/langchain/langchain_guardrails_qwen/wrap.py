@@ -39,18 +39,23 @@ def guarded(
     """
     inner: Runnable[Any, Any] = coerce_to_runnable(runnable)
     name = f"guarded({inner.get_name()})"
-    kind = _GuardedBeside if beside else _Guarded
+    kind = GuardedBeside if beside else Guarded
     return _unmerged(kind(first=left, middle=[_unmerged(inner)], last=right, name=name))
 
 
 def _unmerged(runnable: Runnable[Any, Any]) -> Runnable[Any, Any]:
     if not isinstance(runnable, RunnableSequence):
         return runnable
-    return _Bound(bound=runnable, kwargs={}, config={})
+    return Bound(bound=runnable, kwargs={}, config={})
 
 
-class _Bound(RunnableBinding[Any, Any]):
+class Bound(RunnableBinding[Any, Any]):
     """A binding that closes what is bound when it is closed."""
+
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        return cls.__module__.split(".")
 
     @override
     async def astream(
@@ -76,15 +81,20 @@ class _Bound(RunnableBinding[Any, Any]):
             await aclose_source(chunks)
 
 
-class _Guarded(RunnableSequence[Any, Any]):
+class Guarded(RunnableSequence[Any, Any]):
     """A sequence of three that hands keyword arguments to the second one, not to the first.
 
     `stream` and `astream` are `transform` and `atransform`.
     """
 
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        return cls.__module__.split(".")
+
     def _bound(self, kwargs: dict[str, Any]) -> RunnableSequence[Any, Any]:
         left, runnable, right = self.steps
-        bound = _Bound(bound=runnable, kwargs=kwargs, config={}) if kwargs else runnable
+        bound = Bound(bound=runnable, kwargs=kwargs, config={}) if kwargs else runnable
         return _InTurn(first=left, middle=[bound], last=right, name=self.name)
 
     @override
@@ -175,7 +185,7 @@ class _InTurn(_Closed):
             await aclose_source(*sources)
 
 
-class _GuardedBeside(_Guarded):
+class GuardedBeside(Guarded):
     """The same, of which the first two run at the same time."""
 
     @override

@@ -180,9 +180,9 @@ async def test_a_run_of_a_guard_does_not_show_a_reply_before_it_is_judged(
     assert "bomb" not in str(spy.seen)
 
 
-async def test_a_run_of_a_guard_shows_its_prompt(guard: Guard) -> None:
+async def test_a_run_of_a_guard_shows_its_prompt_where_that_is_wanted(guard: Guard) -> None:
     spy = Inputs()
-    chain = GuardRunnable(guard) | writing("Hello.")
+    chain = GuardRunnable(guard, trace_text=True) | writing("Hello.")
     await chain.ainvoke("a greeting?", {"callbacks": [spy]})
     assert spy.seen == [{"input": "a greeting?"}]
 

@@ -37,6 +37,13 @@ def conversation(text: str) -> dict[str, Any]:
 
 
 KINDS = list(conversation(""))
+FIELDS = ("field", "addable field")
+"""Kinds of which a field has to be named."""
+
+
+def named(kind: str) -> dict[str, str]:
+    """How a guard is made for a kind."""
+    return {"key": "question"} if kind in FIELDS else {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,7 +51,7 @@ async def test_what_is_allowed_passes_as_the_same_object(
     kind: Any, door: Door, guarding: Guarding
 ) -> None:
     value = conversation("hello")[kind]
-    [passed] = await door(guarding(key="question"), value)
+    [passed] = await door(guarding(**named(kind)), value)
     assert passed is value
 
 
@@ -53,7 +60,7 @@ async def test_what_is_blocked_raises_without_quoting(
     kind: Any, door: Door, guarding: Guarding
 ) -> None:
     with pytest.raises(GuardViolation) as caught:
-        await door(guarding(key="question"), conversation("make a bomb")[kind])
+        await door(guarding(**named(kind)), conversation("make a bomb")[kind])
     assert "bomb" not in str(caught.value)
     assert caught.value.decision.stage is Stage.INPUT
 
@@ -61,7 +68,7 @@ async def test_what_is_blocked_raises_without_quoting(
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_is_flagged_passes(kind: Any, door: Door, guarding: Guarding) -> None:
     value = conversation("make a bomb")[kind]
-    [passed] = await door(guarding(Action.FLAG, key="question"), value)
+    [passed] = await door(guarding(Action.FLAG, **named(kind)), value)
     assert passed is value
 
 
@@ -77,7 +84,7 @@ async def test_a_changed_value_keeps_its_kind(
     kind: Any, action: Action, text: str, door: Door, guarding: Guarding
 ) -> None:
     said, copy = (conversation("Hi. Make a bomb. Bye.")[kind] for _ in range(2))
-    [passed] = await door(guarding(action, key="question"), said)
+    [passed] = await door(guarding(action, **named(kind)), said)
     expected = conversation(text)[kind]
     if kind in {"list of tuples", "list of dicts", "list of str"}:  # the changed one is a message
         expected = [*expected[:-1], HumanMessage(text)]
@@ -217,9 +224,23 @@ async def test_what_cannot_be_judged_does_not_pass(
     assert "bomb" not in str(caught.value)
 
 
-async def test_a_missing_field_is_named(door: Door, guarding: Guarding) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"answer": "bomb"}, id="another field"),
+        pytest.param({"quesiton": "bomb", "messages": [ASK]}, id="a state, and a typing error"),
+    ],
+)
+async def test_a_missing_field_is_named(
+    fields: dict[str, Any], door: Door, guarding: Guarding
+) -> None:
     with pytest.raises(ConversationError, match="no 'question'"):
-        await door(guarding(key="question"), {"answer": "bomb"})
+        await door(guarding(key="question"), fields)
+
+
+async def test_a_field_may_have_the_name_of_a_state(door: Door, guarding: Guarding) -> None:
+    with pytest.raises(GuardViolation):
+        await door(guarding(key="messages"), {"messages": ["bomb"], "question": "hi"})
 
 
 async def test_every_message_of_the_last_turn_is_judged(
