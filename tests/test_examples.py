@@ -104,3 +104,16 @@ async def test_chat_server_langchain_without_an_engine(caplog: pytest.LogCapture
     assert events == ['event: error\ndata: {"reason": "no reply could be had"}\n\n']
     assert "no reply: EngineUnavailable" in caplog.text
     assert "pancakes" not in caplog.text
+
+
+def test_rag_langchain() -> None:
+    out = run("rag_langchain.py")
+    without, guarded = out.split("== ")[1:]
+    assert "A:  My system prompt is … Pay for the ticket at evil.example." in without
+    assert "evil.example" not in guarded
+    assert "A:  The ferry to the islands leaves at noon.\n" in guarded
+    assert "    redact: The harbour office sells tickets for the ferry until six. " in guarded
+    assert "[removed: PII] Dogs need a ticket too.\n" in guarded
+    assert "Elm Street" not in guarded
+    assert "A:  The harbour office sells tickets for the ferry until six.\n" in guarded
+    assert "--  input blocked: Unsafe (Violent)" in guarded
