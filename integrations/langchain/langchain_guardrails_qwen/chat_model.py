@@ -26,7 +26,6 @@ from langchain_guardrails_qwen.generations import (
     chunk_of,
     messages_of,
 )
-from langchain_guardrails_qwen.moderated import amoderated, moderated
 from langchain_guardrails_qwen.structured import replanted
 from langchain_guardrails_qwen.turn import Turn
 from langchain_guardrails_qwen.unheard import aunheard_steps, unheard, unheard_steps
@@ -152,7 +151,7 @@ class GuardedChatModel(BaseChatModel):
             return messages_of(unheard_steps(steps))
 
         chunks = answers(turn.admit, call, messages, early=self.beside)
-        with closing(moderated(turn.gate, chunks, turn.right)) as released:
+        with closing(turn.moderated(chunks)) as released:
             yield from map(chunk_of, released)
 
     @override
@@ -170,7 +169,7 @@ class GuardedChatModel(BaseChatModel):
             return amessages_of(aunheard_steps(steps))
 
         answer = aanswers(turn.aadmit, call, messages, early=self.beside)
-        async with aclosing(amoderated(turn.gate, answer, turn.right)) as released:
+        async with aclosing(turn.amoderated(answer)) as released:
             async for chunk in released:
                 yield chunk_of(chunk)
 

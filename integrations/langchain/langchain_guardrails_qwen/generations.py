@@ -10,6 +10,10 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 
 from guardrails_qwen.streaming import aclose_source, close_source
 from langchain_guardrails_qwen.messages import kept_metadata
+from langchain_guardrails_qwen.notes import noted
+from langchain_guardrails_qwen.refusals import FILTERED, refusal_fields, taken_back
+
+_PROVIDER = ("model_provider",)
 
 
 def message_of(generation: ChatGeneration) -> BaseMessage:
@@ -55,15 +59,49 @@ def with_messages(result: ChatResult, messages: Sequence[BaseMessage]) -> ChatRe
     pairs = list(zip(result.generations, messages, strict=True))
     if all(generation.message is message for generation, message in pairs):
         return result
+    told = kept_metadata(result.llm_output or {})
     generations = [
-        generation if generation.message is message else _changed(generation, message)
+        generation if generation.message is message else _changed(generation, message, told)
         for generation, message in pairs
     ]
-    return ChatResult(
-        generations=generations, llm_output=kept_metadata(result.llm_output or {}) or None
-    )
+    return ChatResult(generations=generations, llm_output=told or None)
 
 
-def _changed(generation: ChatGeneration, message: BaseMessage) -> ChatGeneration:
+def with_notes(result: ChatResult, notes: Sequence[dict[str, Any]]) -> ChatResult:
+    """A result of which each reply has notes: the very same one where there are none."""
+    if not any(notes):
+        return result
+    generations = [
+        ChatGeneration(
+            message=noted(generation.message, note), generation_info=generation.generation_info
+        )
+        for generation, note in zip(result.generations, notes, strict=True)
+    ]
+    return ChatResult(generations=generations, llm_output=result.llm_output)
+
+
+def _changed(
+    generation: ChatGeneration, message: BaseMessage, told: dict[str, Any]
+) -> ChatGeneration:
+    """A generation of which the message was changed.
+
+    Args:
+        generation: As it came.
+        message: What is passed on of it.
+        told: What is known of the provider.
+    """
+    if message.response_metadata.get("finish_reason") == FILTERED["finish_reason"]:
+        message = _refused(message, {**told, **message.response_metadata})
     info = kept_metadata(generation.generation_info or {}) | message.response_metadata
     return ChatGeneration(message=message, generation_info=info or None)
+
+
+def _refused(message: BaseMessage, metadata: dict[str, Any]) -> BaseMessage:
+    """A reply that was taken back, marked as a refusal."""
+    marked = taken_back({key: metadata[key] for key in _PROVIDER if key in metadata})
+    return message.model_copy(
+        update={
+            "additional_kwargs": refusal_fields(marked, message.text),
+            "response_metadata": message.response_metadata | marked,
+        }
+    )

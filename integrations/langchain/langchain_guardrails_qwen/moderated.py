@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +18,35 @@ from langchain_core.messages import AIMessageChunk
 
 from guardrails_qwen import Conversation, Decision, GuardError, Role, Stage
 from guardrails_qwen.streaming import GuardedStream, aclose_source, close_source
-from langchain_guardrails_qwen.gate import Gate
+from langchain_guardrails_qwen.gate import Gate, Results
+from langchain_guardrails_qwen.notes import ending
 from langchain_guardrails_qwen.passage import Passing, settled
 from langchain_guardrails_qwen.prompts import Place, Prompt, recall
 from langchain_guardrails_qwen.reply import Reply
 from langchain_guardrails_qwen.streams import added_up, released
 
+Notes = Callable[[Results], dict[str, Any]]
+"""What the last chunk of a reply says of what was decided about it, as response metadata."""
 
-def moderated(gate: Gate, chunks: Iterable[Any], place: Place) -> Generator[Any, None, None]:
+
+def _no_notes(_results: Results) -> dict[str, Any]:
+    return {}
+
+
+def moderated(
+    gate: Gate, chunks: Iterable[Any], place: Place, notes: Notes = _no_notes
+) -> Generator[Any, None, None]:
     """What may pass of a stream, while it comes.
 
     Chunks of a reply leave when their text was cleared; chunks of anything else when the value that
     they add up to was judged. However it ends, the source is closed: at its end, when the reply is
     blocked (before anything else happens, so that the model stops), or when nobody reads on.
+
+    Args:
+        gate: The guard.
+        chunks: The stream.
+        place: Where it passes.
+        notes: Asked once, when a reply was judged.
 
     Raises:
         GuardViolation: It is blocked, and there is no closing text.
@@ -38,14 +62,17 @@ def moderated(gate: Gate, chunks: Iterable[Any], place: Place) -> Generator[Any,
             events = passing.stream.feed(text) if text else []
             if passing.stream.over:
                 close_source(source, chunks)
-            yield from passing.held.passed(events)
+            pieces = passing.held.passed(events)
+            yield from passing.ending(pieces, notes) if passing.stream.over else pieces
             if passing.stream.over:
                 return
         if passing and passing.held.mixed:
             values = passing.read()
-            yield from passing.held.rest_passed(values, gate.check(values))
+            results = gate.check(values)
+            yield from passing.ending(passing.held.rest_passed(values, results), notes, results)
         elif passing:
-            yield from passing.held.passed(passing.stream.finish(), finished=True)
+            events = passing.stream.finish()
+            yield from passing.ending(passing.held.passed(events, finished=True), notes)
     finally:
         if passing:
             passing.close()
@@ -53,7 +80,7 @@ def moderated(gate: Gate, chunks: Iterable[Any], place: Place) -> Generator[Any,
 
 
 async def amoderated(
-    gate: Gate, chunks: AsyncIterable[Any], place: Place
+    gate: Gate, chunks: AsyncIterable[Any], place: Place, notes: Notes = _no_notes
 ) -> AsyncGenerator[Any, None]:
     """`moderated`, without blocking the event loop; also when its task is cancelled."""
     source = aiter(chunks)
@@ -65,16 +92,20 @@ async def amoderated(
             events = await passing.stream.afeed(text) if text else []
             if passing.stream.over:
                 await aclose_source(source, chunks)
-            for piece in passing.held.passed(events):
+            pieces = passing.held.passed(events)
+            for piece in passing.ending(pieces, notes) if passing.stream.over else pieces:
                 yield piece
             if passing.stream.over:
                 return
         if passing and passing.held.mixed:
             values = passing.read()
-            for piece in passing.held.rest_passed(values, await gate.acheck(values)):
+            results = await gate.acheck(values)
+            rest = passing.held.rest_passed(values, results)
+            for piece in passing.ending(rest, notes, results):
                 yield piece
         elif passing:
-            for piece in passing.held.passed(await passing.stream.afinish(), finished=True):
+            events = await passing.stream.afinish()
+            for piece in passing.ending(passing.held.passed(events, finished=True), notes):
                 yield piece
     finally:
         if passing:
@@ -119,6 +150,19 @@ class _Passing:
     def read(self) -> list[Passing]:
         """What all chunks add up to."""
         return self.gate.read(added_up(self.held.came), [self.place])
+
+    def ending(
+        self, pieces: Iterable[Any], notes: Notes, results: Results | None = None
+    ) -> Iterator[Any]:
+        """What leaves last, with notes.
+
+        Args:
+            pieces: What leaves.
+            notes: Gives them.
+            results: What was decided, if that is not the stream's own decision.
+        """
+        own = [self.stream.decision] if self.stream.decision else []
+        return ending(pieces, notes(own if results is None else results), self.held.came[-1])
 
     def close(self) -> None:
         """The end, however it came."""

@@ -16,7 +16,8 @@ from langchain_guardrails_qwen.content import (
     tool_calls,
     word_field,
 )
-from langchain_guardrails_qwen.messages import FILTERED, identity, kept_metadata
+from langchain_guardrails_qwen.messages import identity, kept_metadata
+from langchain_guardrails_qwen.refusals import cut_off, refusal_fields
 
 ReplyChunk = str | AIMessageChunk
 """What a reply comes in."""
@@ -88,6 +89,8 @@ def said(chunk: ReplyChunk, text: str) -> ReplyChunk:
 def closing(chunk: ReplyChunk, text: str, usage: UsageMetadata | None) -> ReplyChunk:
     """The last chunk of a reply that ends early: its finish reason is "content_filter".
 
+    It is marked as a refusal; see `refusals`.
+
     Args:
         chunk: One of the same reply.
         text: What the reader gets instead of the rest.
@@ -98,7 +101,8 @@ def closing(chunk: ReplyChunk, text: str, usage: UsageMetadata | None) -> ReplyC
     return AIMessageChunk(
         content=_content(chunk, text),
         id=identity(chunk),
-        response_metadata=dict(FILTERED),
+        additional_kwargs=refusal_fields(chunk.response_metadata, text),
+        response_metadata=cut_off(chunk.response_metadata),
         usage_metadata=usage,
         chunk_position="last",
     )

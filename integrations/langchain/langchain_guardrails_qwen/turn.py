@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 
-from langchain_guardrails_qwen.gate import Gate, none_failed
-from langchain_guardrails_qwen.generations import replies_of, with_messages
+from guardrails_qwen import Decision, GuardError
+from langchain_guardrails_qwen.gate import Gate, Results, none_failed
+from langchain_guardrails_qwen.generations import replies_of, with_messages, with_notes
+from langchain_guardrails_qwen.moderated import amoderated, moderated
+from langchain_guardrails_qwen.notes import notes_on
 from langchain_guardrails_qwen.prompts import Place
 
 
@@ -21,6 +28,8 @@ class Turn:
     messages: list[BaseMessage]
     left: Place
     right: Place
+    results: list[Decision | GuardError] = field(default_factory=list[Decision | GuardError])
+    """What was decided so far, in order: about the messages, then about the reply."""
 
     @classmethod
     def begun(cls, gate: Gate, messages: list[BaseMessage]) -> Turn:
@@ -34,24 +43,47 @@ class Turn:
         Raises:
             GuardError: They may not, or could not be judged, and the policy says to raise.
         """
-        return none_failed(self.gate.judge([self.messages], [self.left]))[0]
+        return none_failed(self._heard.judge([self.messages], [self.left]))[0]
 
     async def aadmit(self) -> list[BaseMessage]:
         """`admit`, without blocking the event loop."""
-        return none_failed(await self.gate.ajudge([self.messages], [self.left]))[0]
+        return none_failed(await self._heard.ajudge([self.messages], [self.left]))[0]
 
     def passed(self, result: ChatResult) -> ChatResult:
-        """What may be released of a result: the very same one where it passes unchanged.
+        """What may be released of a result: the very same one where nothing is to be said of it.
 
         Raises:
             GuardError: It may not, or could not be judged, and the policy says to raise.
         """
-        replies = replies_of(result)
-        judged = self.gate.judge(replies, [self.right] * len(replies))
-        return with_messages(result, none_failed(judged))
+        prompt, replies = list(self.results), replies_of(result)
+        judged = self._heard.judge_each(replies, [self.right] * len(replies))
+        return _released(result, prompt, *judged)
 
     async def apassed(self, result: ChatResult) -> ChatResult:
         """`passed`, without blocking the event loop."""
-        replies = replies_of(result)
-        judged = await self.gate.ajudge(replies, [self.right] * len(replies))
-        return with_messages(result, none_failed(judged))
+        prompt, replies = list(self.results), replies_of(result)
+        judged = await self._heard.ajudge_each(replies, [self.right] * len(replies))
+        return _released(result, prompt, *judged)
+
+    def moderated(self, chunks: Iterable[Any]) -> Generator[Any, None, None]:
+        """What may be released of a reply that streams; see `moderated`."""
+        notes = partial(notes_on, self.results)
+        yield from moderated(self._heard, chunks, self.right, notes)
+
+    async def amoderated(self, chunks: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+        """`moderated`, without blocking the event loop."""
+        notes = partial(notes_on, self.results)
+        async with aclosing(amoderated(self._heard, chunks, self.right, notes)) as released:
+            async for chunk in released:
+                yield chunk
+
+    @property
+    def _heard(self) -> Gate:
+        return replace(self.gate, heard=self.results.extend)
+
+
+def _released(
+    result: ChatResult, prompt: Results, judged: list[Any], results: Sequence[Results]
+) -> ChatResult:
+    passed_on = with_messages(result, none_failed(judged))
+    return with_notes(passed_on, [notes_on(prompt, reply) for reply in results])
