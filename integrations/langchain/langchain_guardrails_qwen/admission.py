@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage, ToolMessage
 
 from guardrails_qwen import Action, Stage
-from langchain_guardrails_qwen.messages import FILTERED
+from langchain_guardrails_qwen.refusals import taken_back
 from langchain_guardrails_qwen.steps import Ask, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
 from langchain_guardrails_qwen.threads import Admission, decision_of, record_of
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Admitted:
     """What a guard found."""
 
@@ -28,7 +30,7 @@ class Admitted:
 
 def closing_message(text: str) -> AIMessage:
     """What the assistant says in place of an answer."""
-    return AIMessage(content=text, id=str(uuid4()), response_metadata=dict(FILTERED))
+    return AIMessage(content=text, id=str(uuid4()), response_metadata=taken_back({}))
 
 
 def admitted(settings: ThreadSettings, state: object) -> Steps[Admitted]:
@@ -45,34 +47,43 @@ def admitted(settings: ThreadSettings, state: object) -> Steps[Admitted]:
     if settings.beside:
         return Admitted(update={})
     inspection = settings.inspection(thread, state)
+    keys = {message.id for message in thread}
+    gone = dict.fromkeys(key for key in settings.ledger(state) if key not in keys)
     if not inspection.new:
-        return Admitted(update=settings.update(inspection.records))
+        return Admitted(update=settings.update({**gone, **inspection.context}))
     results = yield Ask(inspection.conversations)
     admission = inspection.settle([settings.tolerated(result) for result in results])
+    admission.records.update(gone)
     if ends and admission.violation:
         return _ended(settings, admission.violation.stage, admission)
-    changed = {STATE_KEY: admission.changes} if admission.changes else {}
+    changes = _changes(admission)
+    changed = {STATE_KEY: changes} if changes else {}
     return Admitted(update={**changed, **settings.update(admission.records)})
 
 
 def has_blocked_result(settings: ThreadSettings, state: object) -> bool:
-    """Whether a tool call, or what came of one, was blocked since the model was last asked."""
+    """Whether a tool call, or what came of one, was blocked just now."""
     ledger = settings.ledger(state)
-    for message in reversed(thread_of(state)):
-        if isinstance(message, AIMessage):
-            return False
-        decision = decision_of(ledger, message) if isinstance(message, ToolMessage) else None
-        if decision and decision["action"] == Action.BLOCK.label:
-            return True
-    return False
+    answers = takewhile(lambda m: isinstance(m, ToolMessage), reversed(thread_of(state)))
+    return any(is_block(decision_of(ledger, message)) for message in answers)
+
+
+def is_block(decision: Mapping[str, Any] | None) -> bool:
+    """Whether a decision, as a ledger has it, blocks."""
+    return decision is not None and decision["action"] == Action.BLOCK.label
 
 
 def _ended(settings: ThreadSettings, stage: Stage, admission: Admission) -> Admitted:
-    """The end of a run, with a word of the guard if the assistant did not have the last one."""
-    records, changes = dict(admission.records), list(admission.changes)
+    """The end of a run, where the guard has the last word: its own, or a reply that it replaced."""
+    records, changes = dict(admission.records), _changes(admission)
     last = admission.messages[-1]
-    if not isinstance(last, AIMessage):
-        last = closing_message(settings.closing(stage) or "")
-        records[last.id or ""] = record_of(last, settings.guard)
-        changes.append(last)
+    replaced = any(change.new is last for change in admission.changes)
+    if not (replaced and isinstance(last, AIMessage) and is_block(decision_of(records, last))):
+        said = closing_message(settings.closing(stage) or "")
+        records[said.id or ""] = record_of(said, settings.guard)
+        changes.append(said)
     return Admitted(update={STATE_KEY: changes, **settings.update(records)}, ended=True)
+
+
+def _changes(admission: Admission) -> list[AnyMessage | RemoveMessage]:
+    return [message for change in admission.changes for message in change.update]

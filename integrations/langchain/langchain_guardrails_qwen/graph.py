@@ -1,15 +1,17 @@
 """A guard as a node of a graph, and the edge behind it. Needs langgraph.
 
 ```python
+graph = StateGraph(GuardedState, input_schema=MessagesState)
 graph.add_node("guard", guard_node(guard))
 graph.add_conditional_edges("guard", passing("model"))
 ```
+
+The input's schema keeps callers from sending what a guard is said to know already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Annotated, Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage
@@ -18,8 +20,9 @@ from langgraph.graph import END  # pyright: ignore[reportMissingTypeStubs]
 from langgraph.graph.message import add_messages  # pyright: ignore[reportMissingTypeStubs]
 from typing_extensions import NotRequired, TypedDict
 
-from guardrails_qwen import Action, Guard
-from langchain_guardrails_qwen.admission import admitted
+from guardrails_qwen import Guard
+from langchain_guardrails_qwen.admission import admitted, is_block
+from langchain_guardrails_qwen.refusals import FILTERED
 from langchain_guardrails_qwen.steps import arun, run
 from langchain_guardrails_qwen.thread_settings import (
     ExitBehavior,
@@ -101,15 +104,12 @@ def passing(to: str, *, blocked: str = END, name: str = "guard") -> Callable[[An
 
 
 def is_blocked(state: object, *, name: str = "guard") -> bool:
-    """Whether a guard has blocked a message of the last turn of a thread."""
-    thread, ledger = thread_of(state), ledger_of(state, name)
-    if thread and isinstance(thread[-1], AIMessage):
-        if last := decision_of(ledger, thread[-1]):
-            return _blocks(last)
-        thread = thread[:-1]  # what the guard said itself
-    turn = takewhile(lambda message: not isinstance(message, AIMessage), reversed(thread))
-    return any(_blocks(decision_of(ledger, message)) for message in turn)
-
-
-def _blocks(decision: dict[str, Any] | None) -> bool:
-    return decision is not None and decision["action"] == Action.BLOCK.label
+    """Whether a guard has blocked something of the last turn of a thread, and had the last word."""
+    thread = thread_of(state)
+    last = thread[-1] if thread else None
+    if not isinstance(last, AIMessage):
+        return False
+    decision = decision_of(ledger_of(state, name), last)
+    if decision:
+        return is_block(decision)
+    return FILTERED.items() <= last.response_metadata.items()

@@ -20,7 +20,7 @@ class Ask:
     stage: Stage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Forward:
     """Hand this request on; the answer is what the handler returns."""
 

@@ -28,9 +28,9 @@ from guardrails_qwen import (
     Decision,
     Guard,
     GuardError,
+    Message,
     Stage,
 )
-from guardrails_qwen import Message as Said
 from langchain_guardrails_qwen.messages import decided_message, read_message
 
 Scope = Literal["turn", "all"]
@@ -40,8 +40,11 @@ Record = dict[str, Any]
 """What is known of a message, as plain data without text: the digest of what was let through, the
 fingerprint of the guard, and its decision, or None."""
 
+Reading = Message | ConversationError
+"""A message as a guard reads it, or why it cannot."""
+
 Ledger = Mapping[str, Record | None]
-"""Records by message, see `key_of`; None takes one away."""
+"""Records by the ids of messages; None takes one away."""
 
 Ledgers = Mapping[str, Ledger]
 """Ledgers by the name of their guard."""
@@ -60,22 +63,21 @@ def merged(old: Ledgers | None, new: Ledgers | None) -> Ledgers:
     return total
 
 
-def key_of(message: BaseMessage) -> str | None:
-    """Where a ledger has a message: by its id, but an answer of a tool by that of its call.
+def reading_of(message: BaseMessage) -> Reading:
+    """A message as a guard reads it, or why it cannot be read."""
+    try:
+        return read_message(message)
+    except ConversationError as error:
+        return error
 
-    An answer is judged before the thread gives it an id.
-    """
-    return f"tool:{message.tool_call_id}" if isinstance(message, ToolMessage) else message.id
 
-
-def digest_of(message: BaseMessage, guard: Guard) -> str | None:
+def digest_of(message: BaseMessage, guard: Guard, reading: Reading | None = None) -> str | None:
     """A mark of all that a guard reads of a message; None where it cannot be read.
 
     Names are left out where applications give them: those of agents and tools.
     """
-    try:
-        said = read_message(message)
-    except ConversationError:
+    said = reading or reading_of(message)
+    if isinstance(said, ConversationError):
         return None
     name = said.name if isinstance(message, HumanMessage) else None
     text = replace(said, name=name).judged_text
@@ -94,54 +96,83 @@ def record_of(message: BaseMessage, guard: Guard, decision: Decision | None = No
 
 def decision_of(ledger: Ledger, message: BaseMessage) -> dict[str, Any] | None:
     """What a guard has decided about the message in a place, as `Decision.to_dict` has it."""
-    record = ledger.get(key_of(message) or "")
+    record = ledger.get(message.id or "")
     return record["decision"] if record else None
 
 
 def knows(ledger: Ledger, message: BaseMessage, guard: Guard) -> bool:
     """Whether a guard has decided about just this message."""
-    record = ledger.get(key_of(message) or "")
+    record = ledger.get(message.id or "")
     if not record or not record["decision"] or record["fingerprint"] != guard.fingerprint:
         return False
     return bool(record["digest"] == digest_of(message, guard))
 
 
-def conversation_of(messages: Iterable[BaseMessage]) -> Conversation:
+def conversation_of(readings: Iterable[Reading]) -> Conversation:
     """Messages as a conversation.
 
     Raises:
         ConversationError: One of them cannot be judged.
     """
-    return Conversation(tuple(_read(index, message) for index, message in enumerate(messages)))
+    return Conversation(tuple(_said(index, reading) for index, reading in enumerate(readings)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Change:
+    """A message of a thread that is not the same any more."""
+
+    old: AnyMessage
+    new: AnyMessage | None
+    """None: it is removed."""
+
+    @property
+    def update(self) -> list[AnyMessage | RemoveMessage]:
+        """What to write to the thread.
+
+        A message that lost its id, since that may say something, takes the last place.
+
+        Raises:
+            ConversationError: It cannot be written there: nothing tells which message it is.
+        """
+        if not self.old.id:
+            raise ConversationError(
+                "a message without an id cannot be changed where it stands: keep the messages of "
+                "the state by langgraph.graph.message.add_messages, which gives them ids"
+            )
+        removed = RemoveMessage(id=self.old.id)
+        if self.new is None:
+            return [removed]
+        return [self.new] if self.new.id == self.old.id else [removed, self.new]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Admission:
     """What a guard has decided about the new messages of a thread."""
 
     messages: list[AnyMessage]
     """The thread as it may go on: the very same list where all of it passes unchanged."""
-    changes: list[AnyMessage | RemoveMessage] = field(
-        default_factory=list[AnyMessage | RemoveMessage]
-    )
-    """What is not the same any more, to be written to the thread: changed and removed messages."""
+    readings: Sequence[Reading] = ()
+    """The same, as the guard reads it."""
+    changes: list[Change] = field(default_factory=list[Change])
+    """What is not the same any more."""
     records: dict[str, Record | None] = field(default_factory=dict[str, "Record | None"])
     """What the ledger gets to know."""
     violation: Decision | None = None
     """The first decision that blocks; its message is replaced."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Inspection:
     """A thread that a guard looks at, and what of it is new."""
 
     guard: Guard
     messages: list[AnyMessage]
+    readings: Sequence[Reading]
+    """The same, as the guard reads it."""
     new: tuple[int, ...]
     """Which messages have to be judged."""
-    records: dict[str, Record | None]
-    """What the ledger gets to know whatever is decided: what stood there before the guard came, and
-    what is gone."""
+    context: dict[str, Record]
+    """What the ledger gets to know whatever is decided: what stood there before the guard came."""
     closing: str | None = None
     """What the assistant says in place of what is blocked; by default the policy's replacement."""
 
@@ -172,23 +203,27 @@ class Inspection:
         valid = {
             key: record["digest"]
             for key, record in ledger.items()
-            if record and record.get("fingerprint") == guard.fingerprint
+            if record and record["digest"] and record["fingerprint"] == guard.fingerprint
         }
-        keys = [key_of(message) for message in messages]
-        digests = [digest_of(message, guard) for message in messages]
+        keys = [message.id for message in messages]
+        readings = [reading_of(message) for message in messages]
         known = [
-            digest is not None and key in valid and valid[key] == digest
-            for key, digest in zip(keys, digests, strict=True)
+            key in valid and valid[key] == digest_of(message, guard, reading)
+            for key, message, reading in zip(keys, messages, readings, strict=True)
         ]
         met = any(key in valid for key in keys)
         begin = 0 if met or scope == "all" else _last_turn(messages)
-        fresh = [i for i in range(begin, len(messages)) if not known[i]]
-        new = tuple(i for i in fresh if judged(messages[i]))
-        context = [i for i in range(len(messages)) if not known[i] and i not in new]
-        gone: dict[str, Record | None] = dict.fromkeys(set(ledger) - set(keys))
-        seen = {key: record_of(messages[i], guard) for i in context if (key := keys[i])}
-        records = {**gone, **seen}
-        return cls(guard=guard, messages=messages, new=new, records=records, closing=closing)
+        unknown = [i for i in range(len(messages)) if not known[i]]
+        new = tuple(i for i in unknown if i >= begin and judged(messages[i]))
+        rest = [i for i in set(unknown).difference(new) if keys[i]]
+        return cls(
+            guard=guard,
+            messages=messages,
+            readings=readings,
+            new=new,
+            context={keys[i] or "": record_of(messages[i], guard) for i in rest},
+            closing=closing,
+        )
 
     @property
     def conversations(self) -> list[Conversation]:
@@ -199,7 +234,7 @@ class Inspection:
         """
         if not self.new:
             return []
-        said = conversation_of(self.messages).messages
+        said = conversation_of(self.readings).messages
         return [Conversation(said[: index + 1]) for index in self.new]
 
     def settle(self, results: Sequence[Decision | GuardError]) -> Admission:
@@ -213,21 +248,30 @@ class Inspection:
                 raise result
         decisions = [result for result in results if isinstance(result, Decision)]
         after: list[AnyMessage | None] = list(self.messages)
-        changes, records = list[AnyMessage | RemoveMessage](), dict(self.records)
+        records: dict[str, Record | None] = {**self.context}
         for index, decision in zip(self.new, decisions, strict=True):
             old = self.messages[index]
-            message = after[index] = self.passed(old, decision)
-            if message is not old:
-                changes.append(message or RemoveMessage(id=old.id or ""))
-            if key := key_of(old):
-                records[key] = record_of(message, self.guard, decision) if message else None
+            after[index] = None
+            message = after[index] = self.passed(old, decision, alone=not any(after))
+            if message and message.id:
+                records[message.id] = record_of(message, self.guard, decision)
         for index in self._orphans(after):
-            orphan = self.messages[index]
-            after[index] = records[key_of(orphan) or ""] = None
-            changes.append(RemoveMessage(id=orphan.id or ""))
+            after[index] = None
+            records[self.messages[index].id or ""] = None
+        changes = [
+            Change(old=old, new=new)
+            for old, new in zip(self.messages, after, strict=True)
+            if new is not old
+        ]
+        readings = [
+            old if message is self.messages[index] else reading_of(message)
+            for index, (message, old) in enumerate(zip(after, self.readings, strict=True))
+            if message is not None
+        ]
         return Admission(
             messages=[m for m in after if m is not None] if changes else self.messages,
-            changes=[change for change in changes if change.id],
+            readings=readings,
+            changes=changes,
             records=records,
             violation=next((d for d in decisions if d.action is Action.BLOCK), None),
         )
@@ -246,14 +290,15 @@ class Inspection:
             if isinstance(message, ToolMessage) and message.tool_call_id in lost
         ]
 
-    def passed(self, message: AnyMessage, decision: Decision) -> AnyMessage | None:
+    def passed(
+        self, message: AnyMessage, decision: Decision, *, alone: bool = False
+    ) -> AnyMessage | None:
         """What passes of a message; None where it is removed.
 
-        One that is dropped goes, if there is more than that and it has an id to remove it by; an
-        answer of a tool is emptied, since models refuse a call without an answer.
+        One that is dropped goes, unless it stands alone; an answer of a tool is emptied, since
+        models refuse a call without an answer.
         """
-        dropped = decision.action is Action.DROP and message.id and len(self.messages) > 1
-        if dropped and not isinstance(message, ToolMessage):
+        if decision.action is Action.DROP and not alone and not isinstance(message, ToolMessage):
             return None
         return decided(message, unblocked(self.guard, decision, self.closing))
 
@@ -279,11 +324,10 @@ def decided(message: Any, decision: Decision) -> Any:
     return decided_message(message, decision)
 
 
-def _read(index: int, message: BaseMessage) -> Said:
-    try:
-        return read_message(message)
-    except ConversationError as error:
-        raise ConversationError(f"message {index}: {error}") from error
+def _said(index: int, reading: Reading) -> Message:
+    if isinstance(reading, ConversationError):
+        raise ConversationError(f"message {index}: {reading}") from reading
+    return reading
 
 
 def _last_turn(messages: Sequence[BaseMessage]) -> int:

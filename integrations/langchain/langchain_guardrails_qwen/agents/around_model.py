@@ -15,7 +15,7 @@ from guardrails_qwen import GuardViolation, Stage
 from langchain_guardrails_qwen.agents.model import ModelCall, agent_model
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import Admission, decided, key_of, record_of, unblocked
+from langchain_guardrails_qwen.threads import Admission, decided, record_of, unblocked
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -70,7 +70,7 @@ def _asked(
 def _admitted(call: ModelCall, request: ModelRequest[Any]) -> Steps[list[AnyMessage]]:
     inspection = call.inspect(request.messages)
     results = yield Ask(inspection.conversations)
-    return call.admitted(inspection.settle(results))
+    return call.admitted(inspection, results)
 
 
 def _released(
@@ -85,7 +85,7 @@ def _released(
     passed = list[AIMessage]()
     for reply, decision in zip(strange, decisions, strict=True):
         passed.append(decided(reply, unblocked(settings.guard, decision, call.closing)))
-        call.heard([decision])
+        call.results.append(decision)
         call.release(passed[-1:])
     if all(decision.allowed for decision in decisions):
         return response
@@ -104,13 +104,14 @@ def _extended(
     """The response, and what the thread gets to know."""
     admission = call.admission or Admission(messages=request.messages)
     records = dict(admission.records)
-    known = {message.id for message in thread_of(request.state)}
     for message in response.result:
         message.id = message.id or str(uuid4())
         released = call.released_as(message)
         decision = released.decision if released else None
-        records[key_of(message) or message.id] = record_of(message, settings.guard, decision)
-    changes = [change for change in admission.changes if change.id in known]
+        records[message.id] = record_of(message, settings.guard, decision)
+    there = {message.id for message in thread_of(request.state)}
+    here = [change for change in admission.changes if change.old.id in there]
+    changes = [message for change in here for message in change.update]
     update = {**({STATE_KEY: changes} if changes else {}), **settings.update(records)}
     return ExtendedModelResponse(
         model_response=response, command=Command(update=update) if update else None

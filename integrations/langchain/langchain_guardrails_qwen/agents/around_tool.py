@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from langchain.agents.middleware.types import ToolCallRequest
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langgraph.types import Command
 
-from guardrails_qwen import Action, Conversation, Decision, GuardError, GuardViolation, Message
+from guardrails_qwen import Action, Conversation, Decision, GuardError, GuardViolation
 from langchain_guardrails_qwen.agents.results import messages_of, with_messages, with_update
 from langchain_guardrails_qwen.agents.tools import guarded_tool
 from langchain_guardrails_qwen.messages import read_message
@@ -21,8 +22,8 @@ from langchain_guardrails_qwen.threads import (
     conversation_of,
     decided,
     digest_of,
-    key_of,
     knows,
+    reading_of,
     record_of,
     unblocked,
 )
@@ -49,6 +50,7 @@ def tool_call(settings: ThreadSettings, request: ToolCallRequest) -> Steps[Any]:
     if results.violation:  # somebody made an answer of the error
         raise GuardViolation(results.violation)
     passed = yield from results.passed(messages_of(result))
+    results.record(passed)
     return with_update(with_messages(result, passed), settings.update(results.records))
 
 
@@ -74,7 +76,7 @@ def _asked(request: ToolCallRequest) -> Conversation:
     while thread and not isinstance(thread[-1], AIMessage):
         thread.pop()
     asks = AIMessage(content="", tool_calls=[request.tool_call])
-    return conversation_of([*thread[:-1], asks])
+    return conversation_of(map(reading_of, [*thread[:-1], asks]))
 
 
 def _refused(settings: ThreadSettings, request: ToolCallRequest, decision: Decision) -> Any:
@@ -83,12 +85,14 @@ def _refused(settings: ThreadSettings, request: ToolCallRequest, decision: Decis
     if decision.action is Action.REDACT:
         said = settings.guard.policy.at(decision.stage).replacement
     call = request.tool_call
-    message = ToolMessage(said, name=call["name"], tool_call_id=call["id"] or "", status="error")
+    message = ToolMessage(
+        said, name=call["name"], tool_call_id=call["id"] or "", status="error", id=str(uuid4())
+    )
     record = record_of(message, settings.guard, decision)
-    return with_update(message, settings.update({key_of(message) or "": record}))
+    return with_update(message, settings.update({message.id or "": record}))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class _Results:
     """What a tool answers, as far as it is known. It is filled in while the tool runs."""
 
@@ -96,8 +100,8 @@ class _Results:
     thread: Sequence[AnyMessage]
     records: dict[str, Record | None] = field(default_factory=dict[str, "Record | None"])
     violation: Decision | None = None
-    digests: set[str | None] = field(default_factory=set[str | None])
-    """Of the messages that passed."""
+    decisions: dict[str | None, Decision] = field(default_factory=dict[str | None, Decision])
+    """By the digests of the messages that passed."""
 
     def guarding(self, request: ToolCallRequest) -> ToolCallRequest:
         """The call, with a tool whose answer is judged before anybody hears of it."""
@@ -116,7 +120,7 @@ class _Results:
 
     def passed(self, messages: list[BaseMessage]) -> Steps[list[BaseMessage]]:
         """What may pass of messages, each in its place. What passed already is not judged again."""
-        new = [m for m in messages if digest_of(m, self.settings.guard) not in self.digests]
+        new = [m for m in messages if digest_of(m, self.settings.guard) not in self.decisions]
         if not new:
             return messages
         results = yield Ask(self._conversations(new))
@@ -128,7 +132,7 @@ class _Results:
         return [after.get(id(message), message) for message in messages]
 
     def _conversations(self, messages: Sequence[BaseMessage]) -> list[Conversation]:
-        said: tuple[Message, ...] = tuple(map(read_message, self.thread))
+        said = conversation_of(map(reading_of, self.thread)).messages if self.thread else ()
         return [Conversation((*said, read_message(message))) for message in messages]
 
     def _tolerated(self, result: Decision | GuardError) -> Decision:
@@ -141,7 +145,13 @@ class _Results:
     def _settled(self, message: BaseMessage, decision: Decision) -> BaseMessage:
         guard = self.settings.guard
         passed = decided(message, unblocked(guard, decision))
-        self.digests.add(digest_of(passed, guard))
-        if key := key_of(message):
-            self.records[key] = record_of(passed, guard, decision)
+        self.decisions[digest_of(passed, guard)] = decision
         return passed
+
+    def record(self, messages: Sequence[BaseMessage]) -> None:
+        """Note what goes to the thread. Its messages have ids from here on."""
+        guard = self.settings.guard
+        for message in messages:
+            message.id = message.id or str(uuid4())
+            decision = self.decisions.get(digest_of(message, guard))
+            self.records[message.id] = record_of(message, guard, decision)

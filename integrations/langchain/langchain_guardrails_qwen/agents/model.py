@@ -18,7 +18,7 @@ from langchain_core.messages import (
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableBinding, RunnableConfig
-from pydantic import SkipValidation
+from pydantic import Field, SkipValidation
 from typing_extensions import override
 
 from guardrails_qwen import Conversation, Decision, Guard, GuardError, GuardViolation, Message
@@ -41,7 +41,7 @@ from langchain_guardrails_qwen.threads import (
 from langchain_guardrails_qwen.turn import Turn
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Released:
     """A reply that the guard let out."""
 
@@ -51,7 +51,7 @@ class Released:
     """What was decided; None of a reply from a cache."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class ModelCall:
     """A call of the model, from the guard's side. It is filled in while the call goes on."""
 
@@ -73,8 +73,10 @@ class ModelCall:
     """The same, as the guard reads it."""
     released: list[Released] = field(default_factory=list["Released"])
     """What came back."""
-    decisions: list[Decision] = field(default_factory=list[Decision])
-    """What was decided about a reply that is still being written."""
+    results: list[Decision | GuardError] = field(default_factory=list[Decision | GuardError])
+    """What was decided so far, in order: about the messages, then about the reply."""
+    asked: int = 0
+    """How many of these are about the messages, or about replies that were released already."""
 
     @property
     def violation(self) -> Decision | None:
@@ -103,17 +105,27 @@ class ModelCall:
             closing=self.closing,
         )
 
-    def admitted(self, admission: Admission) -> list[AnyMessage]:
+    def begun(self) -> list[Decision | GuardError]:
+        """The model is asked, perhaps once more: a new list of results, to be filled in."""
+        self.results, self.asked = [], 0
+        return self.results
+
+    def admitted(
+        self, inspection: Inspection, results: Sequence[Decision | GuardError]
+    ) -> list[AnyMessage]:
         """What may be sent.
 
         Raises:
             GuardViolation: Nothing.
+            GuardError: Something could not be judged, and the policy says to raise.
         """
-        self.admission = admission
-        self.prompt = conversation_of(admission.messages).messages
+        self.results.extend(results)
+        self.asked = len(self.results)
+        self.admission = inspection.settle(results)
+        self.prompt = conversation_of(self.admission.readings).messages
         if self.violation:
             raise GuardViolation(self.violation)
-        return admission.messages
+        return self.admission.messages
 
     def answered(self, violation: GuardViolation) -> AIMessage:
         """What is said to a prompt that is not sent."""
@@ -121,14 +133,11 @@ class ModelCall:
             raise violation
         return closing_message(self.closing)
 
-    def heard(self, results: Sequence[Decision | GuardError]) -> None:
-        """What was decided about replies."""
-        self.decisions.extend(result for result in results if isinstance(result, Decision))
-
     def release(self, messages: Sequence[BaseMessage]) -> None:
-        """Replies of one call leave, after what was decided about them."""
-        decision = max(self.decisions, key=lambda decision: decision.action, default=None)
-        self.decisions.clear()
+        """Replies leave, after what was decided about them."""
+        decisions = [r for r in self.results[self.asked :] if isinstance(r, Decision)]
+        decision = max(decisions, key=lambda decision: decision.action, default=None)
+        self.asked = len(self.results)
         self.released.extend(self._released(message, decision) for message in messages)
 
     def returned(self, message: AIMessage, *, since: int) -> AIMessage:
@@ -160,7 +169,7 @@ class ModelCall:
 class AgentModel(GuardedChatModel):
     """The guarded model of one call. It judges only what is new in the thread."""
 
-    call: SkipValidation[ModelCall]
+    call: SkipValidation[ModelCall] = Field(exclude=True, repr=False)
 
     def __init__(
         self, *, inner: BaseChatModel, call: ModelCall, streaming: Streaming, beside: bool
@@ -269,10 +278,11 @@ class AgentModel(GuardedChatModel):
     def _turn(self, messages: list[BaseMessage]) -> Turn:
         run = uuid4()
         return _AgentTurn(
-            gate=Gate(guard=self.guard, streaming=self.streaming, heard=self.call.heard),
+            gate=Gate(guard=self.guard, streaming=self.streaming),
             messages=messages,
             left=Place(run, 1),
             right=Place(run, 2),
+            results=self.call.begun(),
             call=self.call,
         )
 
@@ -313,7 +323,7 @@ class _AgentTurn(Turn):
     def _admitted(
         self, inspection: Inspection, results: Sequence[Decision | GuardError]
     ) -> list[BaseMessage]:
-        messages = self.call.admitted(inspection.settle(results))
+        messages = self.call.admitted(inspection, results)
         remember(self.left, self.call.prompt)
         return self.messages if messages is inspection.messages else list(messages)
 

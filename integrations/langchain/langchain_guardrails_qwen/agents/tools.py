@@ -50,7 +50,7 @@ def _guarded(tool: BaseTool, call_id: str | None, judge: Judge) -> Callable[...,
     @functools.wraps(work)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            answer = _Answer.of(work(*args, **kwargs), call_id)
+            answer = _Answer.of(work(*args, **kwargs), tool, call_id)
         except ToolException as error:
             answer = _Answer.of_error(error, tool, call_id)
         return answer.passed(judge(answer.messages))
@@ -64,7 +64,7 @@ def _aguarded(tool: BaseTool, call_id: str | None, judge: AsyncJudge) -> Callabl
     @functools.wraps(work)
     async def arun(*args: Any, **kwargs: Any) -> Any:
         try:
-            answer = _Answer.of(await work(*args, **kwargs), call_id)
+            answer = _Answer.of(await work(*args, **kwargs), tool, call_id)
         except ToolException as error:
             answer = _Answer.of_error(error, tool, call_id)
         return answer.passed(await judge(answer.messages))
@@ -77,16 +77,23 @@ class _Answer:
     """What a tool gave, and the messages that LangChain makes of it."""
 
     value: Any
+    """Content, messages or commands."""
     messages: list[BaseMessage]
+    artifact: tuple[Any, ...] = ()
+    """What stands behind the content, where the tool gives more."""
     failed: bool = False
 
     @classmethod
-    def of(cls, value: Any, call_id: str | None, *, failed: bool = False) -> _Answer:
-        """An answer: a value, a pair of content and artifact, messages or commands."""
+    def of(cls, given: Any, tool: BaseTool, call_id: str | None) -> _Answer:
+        """What a tool returned."""
+        value, artifact = given, ()
+        if tool.response_format == "content_and_artifact" and isinstance(given, tuple) and given:
+            value, *rest = cast("tuple[Any, ...]", given)
+            artifact = tuple(rest)
         if is_finished(value):
-            return cls(value=value, messages=messages_of(value))
-        message = ToolMessage(content=_content(_said(value)), tool_call_id=call_id or "")
-        return cls(value=value, messages=[message], failed=failed)
+            return cls(value=value, messages=messages_of(value), artifact=artifact)
+        message = ToolMessage(content=_content(value), tool_call_id=call_id or "")
+        return cls(value=value, messages=[message], artifact=artifact)
 
     @classmethod
     def of_error(cls, error: ToolException, tool: BaseTool, call_id: str | None) -> _Answer:
@@ -98,12 +105,13 @@ class _Answer:
         handle = tool.handle_tool_error
         if not handle:
             raise error
-        told = str(error.args[0]) if error.args else "The tool failed."
+        told: Any = str(error.args[0]) if error.args else "The tool failed."
         if isinstance(handle, str):
             told = handle
         elif callable(handle):
             told = handle(error)
-        return cls.of(told, call_id, failed=True)
+        message = ToolMessage(content=_content(told), tool_call_id=call_id or "")
+        return cls(value=told, messages=[message], failed=True)
 
     def passed(self, messages: list[BaseMessage]) -> Any:
         """What may pass of it, after what may pass of its messages.
@@ -111,21 +119,19 @@ class _Answer:
         Raises:
             ToolException: The tool failed.
         """
-        if is_finished(self.value):
-            return with_messages(self.value, messages)
-        unchanged = messages[0] is self.messages[0]
-        content = self.value if unchanged else messages[0].content
+        unchanged = all(new is old for new, old in zip(messages, self.messages, strict=True))
+        if unchanged:
+            value, artifact = self.value, self.artifact
+        else:
+            value = with_messages(self.value, messages) if self._finished else messages[0].content
+            artifact = tuple(None for _ in self.artifact)
         if self.failed:
-            raise ToolException(content)
-        return (content, None) if isinstance(self.value, tuple) and not unchanged else content
+            raise ToolException(value)
+        return (value, *artifact) if artifact else value
 
-
-def _said(value: object) -> object:
-    """Of a pair of content and artifact the content."""
-    if not isinstance(value, tuple):
-        return value
-    parts = cast("tuple[object, ...]", value)
-    return parts[0] if parts else ""
+    @property
+    def _finished(self) -> bool:
+        return is_finished(self.value)
 
 
 def _content(value: object) -> str | list[str | dict[Any, Any]]:
