@@ -277,18 +277,17 @@ class Inspection:
         )
 
     def _orphans(self, after: Sequence[AnyMessage | None]) -> list[int]:
-        """Answers to calls that a changed reply has lost: models refuse them without these."""
-        lost = {
-            call["id"]
-            for old, new in zip(self.messages, after, strict=True)
-            if isinstance(old, AIMessage) and new is not old
-            for call in old.tool_calls
-        }
-        return [
-            index
-            for index, message in enumerate(after)
-            if isinstance(message, ToolMessage) and message.tool_call_id in lost
-        ]
+        """Answers to calls that a changed reply has lost: models refuse them without these.
+
+        A reply's answers stand between it and the next one; ids of calls may be used again.
+        """
+        orphans, lost = list[int](), set[str | None]()
+        for index, (old, new) in enumerate(zip(self.messages, after, strict=True)):
+            if isinstance(old, AIMessage):
+                lost = set() if new is old else {call["id"] for call in old.tool_calls}
+            elif isinstance(new, ToolMessage) and new.tool_call_id in lost:
+                orphans.append(index)
+        return orphans
 
     def passed(
         self, message: AnyMessage, decision: Decision, *, alone: bool = False
