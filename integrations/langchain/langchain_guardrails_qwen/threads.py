@@ -284,7 +284,8 @@ class Inspection:
         orphans, lost = list[int](), set[str | None]()
         for index, (old, new) in enumerate(zip(self.messages, after, strict=True)):
             if isinstance(old, AIMessage):
-                lost = set() if new is old else {call["id"] for call in old.tool_calls}
+                calls = [] if new is old else old.tool_calls
+                lost = {call["id"] for call in calls}
             elif isinstance(new, ToolMessage) and new.tool_call_id in lost:
                 orphans.append(index)
         return orphans
