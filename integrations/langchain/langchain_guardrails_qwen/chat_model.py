@@ -7,18 +7,27 @@ from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackManager,
+    BaseRunManager,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict
-from typing_extensions import override
+from pydantic import ConfigDict, PrivateAttr
+from typing_extensions import Self, override
 
 from guardrails_qwen import Guard
-from guardrails_qwen.streaming import Streaming
+from guardrails_qwen.streaming import Streaming, aclose_source
 from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
 from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.generations import (
@@ -26,6 +35,8 @@ from langchain_guardrails_qwen.generations import (
     chunk_of,
     messages_of,
 )
+from langchain_guardrails_qwen.judged_cache import JudgedCache
+from langchain_guardrails_qwen.runs import Listening, atold, told
 from langchain_guardrails_qwen.structured import replanted
 from langchain_guardrails_qwen.turn import Turn
 from langchain_guardrails_qwen.unheard import aunheard_steps, unheard, unheard_steps
@@ -68,6 +79,9 @@ class GuardedChatModel(BaseChatModel):
     guard: Guard
     streaming: Streaming = _STREAMING
     beside: bool = False
+
+    _manager: BaseRunManager | None = PrivateAttr(default=None)
+    _listener: Listening | None = PrivateAttr(default=None)
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -114,8 +128,9 @@ class GuardedChatModel(BaseChatModel):
             with unheard():
                 return self.inner._generate(prompt, stop=stop, **kwargs)
 
-        [result] = answers(turn.admit, partial(once, call), messages, early=self.beside)
-        return turn.passed(result)
+        with told(run_manager or self._run, turn.results):
+            [result] = answers(turn.admit, partial(once, call), messages, early=self.beside)
+            return turn.passed(result)
 
     @override
     async def _agenerate(
@@ -132,9 +147,10 @@ class GuardedChatModel(BaseChatModel):
                 return await self.inner._agenerate(prompt, stop=stop, **kwargs)
 
         answer = aanswers(turn.aadmit, partial(aonce, call), messages, early=self.beside)
-        async with aclosing(answer) as results:
-            [result] = [result async for result in results]
-        return await turn.apassed(result)
+        async with atold(run_manager or self._run, turn.results):
+            async with aclosing(answer) as results:
+                [result] = [result async for result in results]
+            return await turn.apassed(result)
 
     @override
     def _stream(
@@ -151,7 +167,8 @@ class GuardedChatModel(BaseChatModel):
             return messages_of(unheard_steps(steps))
 
         chunks = answers(turn.admit, call, messages, early=self.beside)
-        with closing(turn.moderated(chunks)) as released:
+        run = run_manager or self._run
+        with told(run, turn.results), closing(turn.moderated(chunks)) as released:
             yield from map(chunk_of, released)
 
     @override
@@ -169,9 +186,67 @@ class GuardedChatModel(BaseChatModel):
             return amessages_of(aunheard_steps(steps))
 
         answer = aanswers(turn.aadmit, call, messages, early=self.beside)
-        async with aclosing(turn.amoderated(answer)) as released:
+        run = run_manager or self._run
+        async with atold(run, turn.results), aclosing(turn.amoderated(answer)) as released:
             async for chunk in released:
                 yield chunk_of(chunk)
+
+    @override
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        own = ensure_config(config)
+        manager = CallbackManager.configure(own.get("callbacks"), self.callbacks, self.verbose)
+        model, own["callbacks"] = self._listening(manager), manager
+        yield from super(GuardedChatModel, model).stream(input, own, stop=stop, **kwargs)
+
+    @override
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        own = ensure_config(config)
+        manager = AsyncCallbackManager.configure(own.get("callbacks"), self.callbacks, self.verbose)
+        model, own["callbacks"] = self._listening(manager), manager
+        chunks = super(GuardedChatModel, model).astream(input, own, stop=stop, **kwargs)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await aclose_source(chunks)
+
+    @override
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        model = super(GuardedChatModel, self._in(run_manager))
+        return model._generate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs)
+
+    @override
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        model = super(GuardedChatModel, self._in(run_manager))
+        return await model._agenerate_with_cache(
+            messages, stop=stop, run_manager=run_manager, **kwargs
+        )
 
     @override
     def bind_tools(
@@ -246,6 +321,29 @@ class GuardedChatModel(BaseChatModel):
             return super().get_num_tokens_from_messages(messages, tools)
         tooled = {} if tools is None else {"tools": tools}
         return self.inner.get_num_tokens_from_messages(messages, **tooled)
+
+    def _listening(self, manager: BaseCallbackManager) -> Self:
+        """This model for one stream, of which those who hear it are told what was decided."""
+        if not manager.handlers:
+            return self
+        listening = Listening(manager)
+        manager.add_handler(listening, inherit=False)
+        model = self.model_copy()
+        model._listener = listening
+        return model
+
+    def _in(self, run_manager: BaseRunManager | None) -> Self:
+        """This model for one run, with a cache for what was judged."""
+        given = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
+        cache = JudgedCache(given) if given is not None and self.cache is not False else self.cache
+        model = self.model_copy(update={"cache": cache})
+        model._manager = run_manager
+        return model
+
+    @property
+    def _run(self) -> BaseRunManager | None:
+        """The run that this is a model for, if anybody hears it."""
+        return self._manager or (self._listener.run if self._listener else None)
 
     def _around(self, model: BaseChatModel) -> BaseChatModel:
         """This model around another one than `inner`."""
