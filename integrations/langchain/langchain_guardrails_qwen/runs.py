@@ -1,0 +1,77 @@
+"""The run of a model, for what was decided in it; LangChain hands it only to some of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import (
+    BaseCallbackHandler,
+    BaseCallbackManager,
+    BaseRunManager,
+    CallbackManagerForLLMRun,
+)
+from typing_extensions import override
+
+from guardrails_qwen import Decision, GuardError, GuardViolation
+from langchain_guardrails_qwen.trace import aannotate, annotate
+
+_Results = list[Decision | GuardError]
+
+
+class Listening(BaseCallbackHandler):
+    """Learns which run a manager begins. Add it to those that are not inherited."""
+
+    run_inline = True
+
+    def __init__(self, manager: BaseCallbackManager) -> None:
+        self.run: BaseRunManager | None = None
+        """The run, once it has begun."""
+        self._handlers = manager.handlers
+
+    @override
+    def on_chat_model_start(self, *args: Any, run_id: UUID, **kwargs: Any) -> None:
+        self.run = CallbackManagerForLLMRun(
+            run_id=run_id,
+            handlers=self._handlers,
+            inheritable_handlers=[],
+            tags=kwargs.get("tags"),
+            metadata=kwargs.get("metadata"),
+        )
+
+
+@contextmanager
+def told(run: BaseRunManager | None, results: _Results) -> Generator[None, None, None]:
+    """A run is told what was decided inside, before it ends; also where that is an error."""
+    try:
+        yield
+    except Exception as error:
+        _add(error, results)
+        if run:
+            annotate(run, results)
+        raise
+    if run:
+        annotate(run, results)
+
+
+@asynccontextmanager
+async def atold(run: BaseRunManager | None, results: _Results) -> AsyncGenerator[None, None]:
+    """`told`, without blocking the event loop."""
+    try:
+        yield
+    except Exception as error:
+        _add(error, results)
+        if run:
+            await aannotate(run, results)
+        raise
+    if run:
+        await aannotate(run, results)
+
+
+def _add(error: Exception, results: _Results) -> None:
+    """An error of a stream is no decision. A violation is one that is there already."""
+    known = any(result is error for result in results)
+    if isinstance(error, GuardError) and not isinstance(error, GuardViolation) and not known:
+        results.append(error)
