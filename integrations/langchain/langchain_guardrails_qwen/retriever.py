@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.callbacks import (
@@ -26,6 +26,10 @@ from langchain_guardrails_qwen.unheard import unheard
 
 _OWN = ("callbacks", "run_id", "run_name")
 """What a config says about the run itself, and not to what runs inside."""
+
+_GRAPHS = ("__", "checkpoint_")
+"""How settings begin by which LangGraph ties what runs inside to the streams and checkpoints of the
+graph around it, where nothing may be that was not judged."""
 
 
 class GuardedRetriever(BaseRetriever):
@@ -155,6 +159,10 @@ class GuardedRetriever(BaseRetriever):
 def _inherited(config: RunnableConfig | None) -> RunnableConfig:
     """What the inner retriever is told of a config: what fields are set to, for one."""
     inherited = {key: value for key, value in ensure_config(config).items() if key not in _OWN}
+    settings = cast("Mapping[str, Any]", inherited.get("configurable") or {})
+    inherited["configurable"] = {
+        key: value for key, value in settings.items() if not key.startswith(_GRAPHS)
+    }
     return cast("RunnableConfig", inherited)
 
 

@@ -22,7 +22,11 @@ from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.context import collect_runs
 from langchain_core.tracers.schemas import Run
 from langchain_core.vectorstores import InMemoryVectorStore
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
+from langgraph.graph import START, StateGraph  # pyright: ignore[reportMissingTypeStubs]
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from guardrails_qwen import Action, ConversationError, Guard, GuardViolation, Policy, Stage
 from guardrails_qwen.testing import ScriptedEngine
@@ -381,3 +385,59 @@ async def test_as_a_tool(inner: Asking) -> None:
     for out in (tool.invoke({"query": "tea?"}), await tool.ainvoke({"query": "tea?"})):
         assert NOTES[0] in out
         assert "bomb" not in out
+
+
+class Search(TypedDict, total=False):
+    """The state of a graph that searches."""
+
+    query: str
+    documents: list[Document]
+
+
+def graph(search: Any, **settings: Any) -> Any:
+    """A graph of one node."""
+    builder: Any = StateGraph(Search)
+    builder.add_node("search", search)
+    builder.add_edge(START, "search")
+    return builder.compile(**settings)
+
+
+MODES = ["values", "updates", "messages", "custom", "debug"]
+
+
+@pytest.mark.parametrize("colour", ["stream", "astream", "events"])
+async def test_a_graph_that_searches_is_no_part_of_the_graph_around_it(colour: str) -> None:
+    """LangGraph ties graphs together by their configs: streams, checkpoints and all."""
+
+    def search(_: Search) -> Search:
+        get_stream_writer()("a bomb is found")
+        return {"documents": [Document(note) for note in NOTES]}
+
+    inner: Runnable[Any, Any] = (
+        RunnableLambda[str, Search](lambda query: {"query": query})
+        | graph(search)
+        | RunnableLambda[Search, Any](lambda state: state.get("documents"))
+    )
+    retriever = GuardedRetriever(inner=inner, guard=guard())
+
+    def ask(state: Search) -> Search:
+        return {"documents": retriever.invoke(state.get("query", ""))}
+
+    async def aask(state: Search) -> Search:
+        return {"documents": await retriever.ainvoke(state.get("query", ""))}
+
+    saver = InMemorySaver()
+    outer = graph(RunnableLambda(ask, aask), checkpointer=saver)
+    config, query = {"configurable": {"thread_id": "1"}}, {"query": "tea?"}
+    if colour == "stream":
+        out = list(outer.stream(query, config, stream_mode=MODES, subgraphs=True))
+    elif colour == "astream":
+        chunks = outer.astream(query, config, stream_mode=MODES, subgraphs=True)
+        out = [chunk async for chunk in chunks]
+    else:
+        out = [event async for event in outer.astream_events(query, config, version="v2")]
+    assert NOTES[0] in str(out)
+    assert "bomb" not in str(out)
+    kept = f"{saver.storage} {saver.blobs} {saver.writes}"
+    assert NOTES[0] in kept
+    assert "bomb" not in kept
