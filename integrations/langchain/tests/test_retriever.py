@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
+from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
@@ -31,7 +32,7 @@ from typing_extensions import TypedDict
 from guardrails_qwen import Action, ConversationError, Guard, GuardViolation, Policy, Stage
 from guardrails_qwen.testing import ScriptedEngine
 from integrations.langchain.tests.doubles import REPLACED, UNSAFE, Door
-from langchain_guardrails_qwen.documents import GuardDocumentCompressor
+from langchain_guardrails_qwen.documents import GuardDocumentCompressor, GuardDocumentTransformer
 from langchain_guardrails_qwen.retriever import GuardedRetriever
 
 NOTES = ["Tea is served at four.", "Take a bomb and light it. Tea is served at five.", "It rains."]
@@ -367,6 +368,19 @@ async def test_as_a_compressor(door: Door, inner: Asking) -> None:
     )
     [out] = await door(retriever, "tea?")
     assert found(out) == {NOTES[0], NOTES[2]}
+
+
+async def test_in_a_pipeline_of_compressors(door: Door, inner: Asking) -> None:
+    script = {"rains": UNSAFE, "bomb": UNSAFE}
+    pipeline = DocumentCompressorPipeline(
+        transformers=[
+            GuardDocumentTransformer(guard()),
+            GuardDocumentCompressor(guard=guard(script=script)),
+        ]
+    )
+    retriever = ContextualCompressionRetriever(base_compressor=pipeline, base_retriever=inner)
+    [out] = await door(retriever, "tea?")
+    assert found(out) == {NOTES[0]}
 
 
 def test_a_compressor_leaves_the_first_retriever_overheard(inner: Asking) -> None:
