@@ -62,10 +62,13 @@ def admitted(settings: ThreadSettings, state: object) -> Steps[Admitted]:
 
 
 def has_blocked_result(settings: ThreadSettings, state: object) -> bool:
-    """Whether a tool call, or what came of one, was blocked just now."""
+    """Whether a tool call, or what came of one, was blocked just now: nothing new stands behind."""
     ledger = settings.ledger(state)
-    answers = takewhile(lambda m: isinstance(m, ToolMessage), reversed(thread_of(state)))
-    return any(is_block(decision_of(ledger, message)) for message in answers)
+    answers = takewhile(lambda m: not isinstance(m, AIMessage), reversed(thread_of(state)))
+    found = [(message, decision_of(ledger, message)) for message in answers]
+    if any(not decision and not isinstance(message, ToolMessage) for message, decision in found):
+        return False
+    return any(is_block(decision) for _, decision in found)
 
 
 def is_block(decision: Mapping[str, Any] | None) -> bool:

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMess
 from langgraph.types import Command
 
 from guardrails_qwen import Action, Conversation, Decision, GuardError, GuardViolation
-from langchain_guardrails_qwen.agents.results import messages_of, with_messages, with_update
+from langchain_guardrails_qwen.agents.results import messages_of, with_ledgers, with_messages
 from langchain_guardrails_qwen.agents.tools import guarded_tool
 from langchain_guardrails_qwen.messages import read_message
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps, arun, run
@@ -51,7 +51,7 @@ def tool_call(settings: ThreadSettings, request: ToolCallRequest) -> Steps[Any]:
         raise GuardViolation(results.violation)
     passed = yield from results.passed(messages_of(result))
     results.record(passed)
-    return with_update(with_messages(result, passed), settings.update(results.records))
+    return with_ledgers(with_messages(result, passed), {settings.name: results.records})
 
 
 def _is_judged(settings: ThreadSettings, request: ToolCallRequest) -> bool:
@@ -89,7 +89,7 @@ def _refused(settings: ThreadSettings, request: ToolCallRequest, decision: Decis
         said, name=call["name"], tool_call_id=call["id"] or "", status="error", id=str(uuid4())
     )
     record = record_of(message, settings.guard, decision)
-    return with_update(message, settings.update({message.id or "": record}))
+    return with_ledgers(message, {settings.name: {message.id or "": record}})
 
 
 @dataclass(slots=True, kw_only=True, repr=False)

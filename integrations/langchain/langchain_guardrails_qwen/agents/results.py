@@ -10,6 +10,8 @@ from langchain_core.messages import BaseMessage, RemoveMessage
 from langgraph.types import Command, Overwrite
 
 from langchain_guardrails_qwen.messages import normalized
+from langchain_guardrails_qwen.thread_settings import LEDGERS
+from langchain_guardrails_qwen.threads import Ledgers, merged
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -45,18 +47,19 @@ def with_messages(result: Any, messages: Sequence[BaseMessage]) -> Any:
     return _with(result, iter(messages))
 
 
-def with_update(result: Any, update: Mapping[str, Any]) -> Any:
-    """The same, writing more to the state. A command to another graph is left alone."""
+def with_ledgers(result: Any, ledgers: Ledgers) -> Any:
+    """The same, writing ledgers to the state. A command to another graph is left alone."""
     if isinstance(result, BaseMessage):
-        return Command(update={STATE_KEY: [result], **update})
+        return Command(update={STATE_KEY: [result], LEDGERS: ledgers})
     if isinstance(result, list):
         first, *others = cast("list[Any]", result)
-        return [with_update(first, update), *others]
+        return [with_ledgers(first, ledgers), *others]
     command = cast("Command[Any]", result)
     given: object = command.update or {}
     if command.graph is not None or not isinstance(given, Mapping):
         return command
-    return replace(command, update={**cast("Mapping[str, Any]", given), **update})
+    fields = cast("Mapping[str, Any]", given)
+    return replace(command, update={**fields, LEDGERS: merged(fields.get(LEDGERS), ledgers)})
 
 
 def _with(result: Any, messages: Iterator[BaseMessage]) -> Any:

@@ -105,7 +105,7 @@ class _Answer:
         handle = tool.handle_tool_error
         if not handle:
             raise error
-        told: Any = str(error.args[0]) if error.args else "The tool failed."
+        told: Any = str(error.args[0]) if error.args else "Tool execution error"
         if isinstance(handle, str):
             told = handle
         elif callable(handle):
@@ -149,4 +149,4 @@ def _content(value: object) -> str | list[str | dict[Any, Any]]:
 def _is_blocks(value: object) -> bool:
     if not isinstance(value, list):
         return False
-    return all(isinstance(block, (str, dict)) for block in cast("list[object]", value))
+    return all(isinstance(block, dict) for block in cast("list[object]", value))
