@@ -84,11 +84,11 @@ class ModelCall:
         return None if self.goes_on or not self.admission else self.admission.violation
 
     @property
-    def closed(self) -> AIMessage | None:
-        """The last reply, if it was changed."""
+    def closed(self) -> BaseMessage | None:
+        """The last reply, if it is not the model's own, or not all of it."""
         last = self.released[-1] if self.released else None
         changed = last and last.decision and not last.decision.allowed
-        return last.message if last and changed and isinstance(last.message, AIMessage) else None
+        return last.message if last and (changed or self.violation) else None
 
     def inspect(self, messages: list[AnyMessage]) -> Inspection:
         """What of the messages that are about to be sent is new."""
