@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain.agents.structured_output import StructuredOutputError
 from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 
+from guardrails_qwen import GuardError
 from integrations.langchain.tests.leaks.probe import Ears, Log, Sink, Trace
 
 MODES = ["values", "updates", "messages", "custom", "debug", "tasks", "checkpoints"]
@@ -55,7 +57,7 @@ async def aevents_v3(agent: Any, value: Any, config: RunnableConfig, sink: Sink)
 async def projections_v3(agent: Any, value: Any, config: RunnableConfig, sink: Sink) -> None:
     """What the typed views of a run give: text, reasoning, tool calls, snapshots."""
     run = agent.stream_events(value, config, version="v3")
-    for name, item in run.interleave("messages", "tool_calls", "values"):
+    for name, item in run.interleave(*(name for name in _VIEWS if name in run.extensions)):
         sink.hear(f"events v3: {_VIEWS[name]}", *_view(name, item))
     sink.hear("events v3: values", run.output)
 
@@ -108,7 +110,7 @@ class Watch:
         with _logged(self.sink):
             try:
                 await door(agent, value, self.config, self.sink)
-            except Exception as error:  # noqa: BLE001
+            except (GuardError, StructuredOutputError) as error:
                 self.sink.hear("error", error)
 
     def look(self, agent: Any, saver: Any) -> None:
@@ -126,13 +128,13 @@ class Watch:
         config = self.plain
         try:
             await agent.ainvoke({"messages": [HumanMessage("And again?")]}, config)
-        except Exception as error:  # noqa: BLE001
+        except (GuardError, StructuredOutputError) as error:
             self.sink.hear("error", error)
         self.sink.hear("next turn", asked[before:])
 
 
 @contextmanager
-def _logged(sink: Sink) -> Iterator[None]:
+def _logged(sink: Sink) -> Generator[None]:
     root, handler = logging.getLogger(), Log(sink)
     level = root.level
     root.addHandler(handler)

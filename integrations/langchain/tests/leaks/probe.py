@@ -7,7 +7,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseLanguageModel
@@ -22,9 +22,9 @@ _OPAQUE = (type, Runnable, BaseLanguageModel, BaseCallbackHandler, Runtime, logg
 """What runs something, and is no record of what was run: a model double holds its whole script."""
 
 
-def strings(value: Any, seen: set[int] | None = None) -> Iterator[str]:
+def strings(value: Any, seen: dict[int, Any] | None = None) -> Iterator[str]:
     """Every text in a value: in its items and fields, in bytes, and as it would be printed."""
-    seen = set[int]() if seen is None else seen
+    seen = dict[int, Any]() if seen is None else seen
     if isinstance(value, str):
         yield value
     elif isinstance(value, (bytes, bytearray)):
@@ -34,15 +34,14 @@ def strings(value: Any, seen: set[int] | None = None) -> Iterator[str]:
     elif isinstance(value, _OPAQUE) or callable(value) or id(value) in seen:
         return
     else:
-        seen.add(id(value))
+        seen[id(value)] = value  # kept alive: otherwise another may get its id
         for part in _parts(value):
             yield from strings(part, seen)
 
 
 def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from (key, item)
+        yield from cast("Mapping[Any, Any]", value).items()
     elif isinstance(value, BaseModel):
         yield from (value.__dict__, value.__pydantic_extra__, value.__pydantic_private__)
     elif is_dataclass(value):

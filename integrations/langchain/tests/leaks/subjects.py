@@ -75,8 +75,8 @@ def _model(engine: str) -> Subject:
 class _Endpoint:
     """The moderation endpoint, in this process: it flags what contains the unsafe word."""
 
-    def create(self, *, model: str, input: str) -> Any:
-        flagged = UNSAFE_WORD in input
+    def create(self, **request: Any) -> Any:
+        flagged = UNSAFE_WORD in request["input"]
         result = Moderation.model_construct(
             flagged=flagged,
             categories=Categories.model_construct(violence=flagged),
@@ -86,8 +86,8 @@ class _Endpoint:
 
 
 class _AsyncEndpoint(_Endpoint):
-    async def create(self, *, model: str, input: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().create(model=model, input=input)
+    async def create(self, **request: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().create(**request)
 
 
 @dataclass(frozen=True, slots=True)

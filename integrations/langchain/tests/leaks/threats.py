@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage, ToolCallChunk
 from pydantic import BaseModel
 
 from integrations.langchain.tests.leaks.tools import TOOLS
@@ -101,8 +101,8 @@ def call(
     """The call of a tool, its arguments word by word."""
     end = '"' if broken else '"}'
     pieces = words(f'{{"{key}": "{text}{end}')
-    begin = {"name": tool, "id": f"call-{number}", "args": "", "index": number}
-    rest = [{"name": None, "id": None, "args": piece, "index": number} for piece in pieces]
+    begin = ToolCallChunk(name=tool, id=f"call-{number}", args="", index=number)
+    rest = [ToolCallChunk(name=None, id=None, args=piece, index=number) for piece in pieces]
     return [AIMessageChunk(content="", tool_call_chunks=[chunk]) for chunk in [begin, *rest]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ _runs: ContextVar[list[str] | None] = ContextVar("runs", default=None)
 
 
 @contextmanager
-def recorded() -> Iterator[list[str]]:
+def recorded() -> Generator[list[str]]:
     """What the tools are run with from here on, in this context."""
     runs = list[str]()
     token = _runs.set(runs)
