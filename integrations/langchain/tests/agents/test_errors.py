@@ -11,9 +11,9 @@ from langchain_core.messages import HumanMessage
 from guardrails_qwen import (
     Conversation,
     ConversationError,
-    EngineError,
     EngineUnavailable,
     Guard,
+    GuardError,
     GuardViolation,
     OnError,
     Policy,
@@ -88,7 +88,7 @@ async def test_an_engine_with_a_mistake_is_no_verdict(run: Run) -> None:
     result = await run(made.graph, user("hi"))
     assert said(result["messages"]) == [f"human: {REPLACED}", f"ai: {REPLACED}"]
     made = agent(*REPLIES, guard=guard(Broken(), on_error=OnError.RAISE))
-    with pytest.raises(EngineError):
+    with pytest.raises(GuardError, match="ZeroDivisionError"):
         await run(made.graph, user("hi"))
 
 
