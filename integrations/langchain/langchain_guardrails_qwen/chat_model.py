@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from langchain_guardrails_qwen.generations import (
     messages_of,
 )
 from langchain_guardrails_qwen.judged_cache import JudgedCache
+from langchain_guardrails_qwen.native import asteps, steps
 from langchain_guardrails_qwen.runs import Listening, atold, told
 from langchain_guardrails_qwen.structured import replanted
 from langchain_guardrails_qwen.turn import Turn
@@ -43,7 +44,7 @@ from langchain_guardrails_qwen.unheard import aunheard_steps, unheard, unheard_s
 
 _STREAMING = Streaming()
 _TAKEN_OVER = (
-    *("callbacks", "tags", "metadata", "verbose"),
+    *("name", "callbacks", "tags", "metadata", "verbose"),
     *("rate_limiter", "output_version", "profile", "cache"),
 )
 """Fields for what the outer model does in place of the inner one."""
@@ -163,8 +164,8 @@ class GuardedChatModel(BaseChatModel):
         turn = self._turn(messages)
 
         def call(prompt: list[BaseMessage]) -> Iterator[BaseMessage]:
-            steps = partial(self.inner._stream, prompt, stop=stop, **kwargs)
-            return messages_of(unheard_steps(steps))
+            written = partial(steps, self.inner, prompt, stop=stop, **kwargs)
+            return messages_of(unheard_steps(written))
 
         chunks = answers(turn.admit, call, messages, early=self.beside)
         run = run_manager or self._run
@@ -182,8 +183,8 @@ class GuardedChatModel(BaseChatModel):
         turn = self._turn(messages)
 
         def call(prompt: list[BaseMessage]) -> AsyncIterator[BaseMessage]:
-            steps = partial(self.inner._astream, prompt, stop=stop, **kwargs)
-            return amessages_of(aunheard_steps(steps))
+            written = partial(asteps, self.inner, prompt, stop=stop, **kwargs)
+            return amessages_of(aunheard_steps(written))
 
         answer = aanswers(turn.aadmit, call, messages, early=self.beside)
         run = run_manager or self._run
@@ -355,15 +356,24 @@ class GuardedChatModel(BaseChatModel):
 
     @override
     def _should_stream(self, *, async_api: bool, **kwargs: Any) -> bool:
-        disabled = self.disable_streaming
-        if disabled is True or (disabled == "tool_calling" and kwargs.get("tools")):
-            return False
-        return self.inner._should_stream(async_api=async_api, **kwargs)
+        disabled = self._is_disabled(kwargs)
+        return not disabled and self.inner._should_stream(async_api=async_api, **kwargs)
 
     @override
     def _should_use_protocol_streaming(self, *, async_api: bool, **kwargs: Any) -> bool:
-        streams = self._should_stream(async_api=async_api, **{**kwargs, "stream": True})
-        return streams and super()._should_use_protocol_streaming(async_api=async_api, **kwargs)
+        disabled = self._is_disabled(kwargs)
+        protocol = self.inner._should_use_protocol_streaming
+        return not disabled and protocol(async_api=async_api, **kwargs)
+
+    def _is_disabled(self, kwargs: dict[str, Any]) -> bool:
+        """Whether this model shall not stream; the inner one may have reasons of its own."""
+        disabled = self.disable_streaming
+        return disabled is True or (disabled == "tool_calling" and bool(kwargs.get("tools")))
+
+    @property
+    @override
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return self.inner._identifying_params
 
     @override
     def _get_invocation_params(

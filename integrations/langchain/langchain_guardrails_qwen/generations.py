@@ -91,7 +91,7 @@ def _changed(
         told: What is known of the provider.
     """
     if message.response_metadata.get("finish_reason") == FILTERED["finish_reason"]:
-        message = _refused(message, {**told, **message.response_metadata})
+        message = _refused(message, {**message.response_metadata, **told})
     info = kept_metadata(generation.generation_info or {}) | message.response_metadata
     return ChatGeneration(message=message, generation_info=info or None)
 
