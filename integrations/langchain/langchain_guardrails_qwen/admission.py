@@ -42,20 +42,19 @@ def admitted(settings: ThreadSettings, state: object) -> Steps[Admitted]:
     """
     thread = thread_of(state)
     ends = settings.exit_behavior == "end"
-    if ends and has_blocked_result(settings, state):
-        return _ended(settings, Stage.TOOL_RESULT, Admission(messages=thread))
-    if settings.beside:
+    blocked = ends and has_blocked_result(settings, state)
+    if settings.beside and not blocked:
         return Admitted(update={})
     inspection = settings.inspection(thread, state)
-    keys = {message.id for message in thread}
-    gone = dict.fromkeys(key for key in settings.ledger(state) if key not in keys)
-    if not inspection.new:
-        return Admitted(update=settings.update({**gone, **inspection.context}))
-    results = yield Ask(inspection.conversations)
-    admission = inspection.settle([settings.tolerated(result) for result in results])
+    results = yield Ask(inspection.asked)
+    decisions = inspection.decisions(results)
+    admission = inspection.settle([settings.tolerated(decision) for decision in decisions])
+    ids = {message.id for message in thread}
+    gone = dict.fromkeys(key for key in settings.ledger(state) if key not in ids)
     admission.records.update(gone)
-    if ends and admission.violation:
-        return _ended(settings, admission.violation.stage, admission)
+    if blocked or (ends and admission.violation):
+        violation = admission.violation
+        return _ended(settings, violation.stage if violation else Stage.TOOL_RESULT, admission)
     changes = _changes(admission)
     changed = {STATE_KEY: changes} if changes else {}
     return Admitted(update={**changed, **settings.update(admission.records)})

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from guardrails_qwen import Conversation, Guard, Stage
+from guardrails_qwen import Conversation, Guard
+from langchain_guardrails_qwen.gate import Results
+from langchain_guardrails_qwen.threads import Asked
 
 _Result = TypeVar("_Result")
 
@@ -16,8 +18,7 @@ _Result = TypeVar("_Result")
 class Ask:
     """Judge these; the answer is a decision or a `GuardError` for each."""
 
-    conversations: Sequence[Conversation]
-    stage: Stage | None = None
+    asked: Sequence[Asked]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -35,6 +36,31 @@ def _no_handler(_request: Any) -> Any:
     raise TypeError("this hook has nothing to hand a request on to")
 
 
+def judge(guard: Guard, asked: Sequence[Asked]) -> Results:
+    """A result for each that is asked, in order."""
+    conversations = _judgeable(asked)
+    results = guard.check_many(conversations, return_exceptions=True) if conversations else []
+    return _in_order(asked, results)
+
+
+async def ajudge(guard: Guard, asked: Sequence[Asked]) -> Results:
+    """`judge`, without blocking the event loop."""
+    conversations = _judgeable(asked)
+    results = (
+        await guard.acheck_many(conversations, return_exceptions=True) if conversations else []
+    )
+    return _in_order(asked, results)
+
+
+def _judgeable(asked: Sequence[Asked]) -> list[Conversation]:
+    return [item for item in asked if isinstance(item, Conversation)]
+
+
+def _in_order(asked: Sequence[Asked], results: Results) -> Results:
+    found = iter(results)
+    return [next(found) if isinstance(item, Conversation) else item for item in asked]
+
+
 def run(
     steps: Steps[_Result], guard: Guard, handler: Callable[[Any], Any] = _no_handler
 ) -> _Result:
@@ -46,12 +72,7 @@ def run(
         except StopIteration as done:
             return done.value
         try:
-            if isinstance(step, Ask):
-                answer = guard.check_many(
-                    step.conversations, stage=step.stage, return_exceptions=True
-                )
-            else:
-                answer = handler(step.request)
+            answer = judge(guard, step.asked) if isinstance(step, Ask) else handler(step.request)
         except Exception as error:  # noqa: BLE001 - the hook decides what it makes of it
             resume = partial(steps.throw, error)
         else:
@@ -70,9 +91,7 @@ async def arun(
             return done.value
         try:
             if isinstance(step, Ask):
-                answer = await guard.acheck_many(
-                    step.conversations, stage=step.stage, return_exceptions=True
-                )
+                answer = await ajudge(guard, step.asked)
             else:
                 answer = await handler(step.request)
         except Exception as error:  # noqa: BLE001 - the hook decides what it makes of it

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, FunctionMessage, ToolMessage
 
-from guardrails_qwen import Action, Decision, Guard, GuardError, GuardViolation, Stage
+from guardrails_qwen import Action, Decision, Guard, GuardViolation, Stage
 from guardrails_qwen.streaming import Streaming
 from langchain_guardrails_qwen.threads import Inspection, Ledger, Record, Scope
 from langchain_guardrails_qwen.values import STATE_KEY
@@ -58,18 +58,15 @@ class ThreadSettings:
         given = next((text for text in said if text is not None), None)
         return self.guard.policy.at(stage).replacement if given is None else given
 
-    def tolerated(self, result: Decision | GuardError) -> Decision:
+    def tolerated(self, decision: Decision) -> Decision:
         """A decision that can be carried out.
 
         Raises:
             GuardViolation: It blocks, and that is an error.
-            GuardError: Nothing was decided.
         """
-        if isinstance(result, GuardError):
-            raise result
-        if result.action is Action.BLOCK and self.exit_behavior == "error":
-            raise GuardViolation(result)
-        return result
+        if decision.action is Action.BLOCK and self.exit_behavior == "error":
+            raise GuardViolation(decision)
+        return decision
 
     def inspection(self, messages: list[AnyMessage], state: object) -> Inspection:
         """What is new in a thread, to judge it."""

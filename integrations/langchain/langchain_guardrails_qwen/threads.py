@@ -29,6 +29,7 @@ from guardrails_qwen import (
     Guard,
     GuardError,
     Message,
+    Role,
     Stage,
 )
 from langchain_guardrails_qwen.messages import decided_message, read_message
@@ -49,6 +50,11 @@ Ledger = Mapping[str, Record | None]
 Ledgers = Mapping[str, Ledger]
 """Ledgers by the name of their guard."""
 
+
+Asked = Conversation | ConversationError
+"""What a guard is asked about a message, or why it cannot be."""
+
+_UNREADABLE = Message(role=Role.USER, text="[This message cannot be read here.]")
 
 _REPLIES = frozenset({Stage.OUTPUT, Stage.TOOL_CALL})
 """Stages of what the assistant says."""
@@ -108,13 +114,34 @@ def knows(ledger: Ledger, message: BaseMessage, guard: Guard) -> bool:
     return bool(record["digest"] == digest_of(message, guard))
 
 
-def conversation_of(readings: Iterable[Reading]) -> Conversation:
-    """Messages as a conversation.
+def context_of(readings: Iterable[Reading]) -> tuple[Message, ...]:
+    """Messages as the context of another one; what cannot be read is known to be there."""
+    return tuple(
+        _UNREADABLE if isinstance(reading, ConversationError) else reading for reading in readings
+    )
+
+
+def asked(context: Sequence[Message], reading: Reading) -> Asked:
+    """What to ask about a message behind others."""
+    if isinstance(reading, ConversationError):
+        return reading
+    return Conversation((*context, reading))
+
+
+def decision_about(message: BaseMessage, result: Decision | GuardError, guard: Guard) -> Decision:
+    """What is done with a message: where it cannot be judged at all, what the policy says.
 
     Raises:
-        ConversationError: One of them cannot be judged.
+        GuardError: It could not be judged, and the policy says to raise.
     """
-    return Conversation(tuple(_said(index, reading) for index, reading in enumerate(readings)))
+    if isinstance(result, ConversationError):
+        stage = Stage.OUTPUT if isinstance(message, AIMessage) else Stage.INPUT
+        if isinstance(message, ToolMessage):
+            stage = Stage.TOOL_RESULT
+        return guard.policy.decide_unjudged(stage, result)
+    if isinstance(result, GuardError):
+        raise result
+    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -226,27 +253,26 @@ class Inspection:
         )
 
     @property
-    def conversations(self) -> list[Conversation]:
-        """One for each new message, which comes last in it.
-
-        Raises:
-            ConversationError: A message cannot be judged.
-        """
+    def asked(self) -> list[Asked]:
+        """A conversation for each new message, which comes last in it."""
         if not self.new:
             return []
-        said = conversation_of(self.readings).messages
-        return [Conversation(said[: index + 1]) for index in self.new]
+        context = context_of(self.readings)
+        return [asked(context[:index], self.readings[index]) for index in self.new]
 
-    def settle(self, results: Sequence[Decision | GuardError]) -> Admission:
-        """What becomes of the new messages.
+    def decisions(self, results: Sequence[Decision | GuardError]) -> list[Decision]:
+        """What is done with the new messages.
 
         Raises:
             GuardError: One could not be judged, and the policy says to raise.
         """
-        for result in results:
-            if isinstance(result, GuardError):
-                raise result
-        decisions = [result for result in results if isinstance(result, Decision)]
+        return [
+            decision_about(self.messages[index], result, self.guard)
+            for index, result in zip(self.new, results, strict=True)
+        ]
+
+    def settle(self, decisions: Sequence[Decision]) -> Admission:
+        """What becomes of the thread."""
         after: list[AnyMessage | None] = list(self.messages)
         records: dict[str, Record | None] = {**self.context}
         for index, decision in zip(self.new, decisions, strict=True):
@@ -320,14 +346,11 @@ def unblocked(guard: Guard, decision: Decision, closing: str | None = None) -> D
 
 
 def decided(message: Any, decision: Decision) -> Any:
-    """`decided_message`, of the same type."""
-    return decided_message(message, decision)
-
-
-def _said(index: int, reading: Reading) -> Message:
-    if isinstance(reading, ConversationError):
-        raise ConversationError(f"message {index}: {reading}") from reading
-    return reading
+    """The message that a decision passes on, of the same type if a guard can read that."""
+    changed = decided_message(message, decision)
+    if changed is message or not isinstance(reading_of(changed), ConversationError):
+        return changed
+    return HumanMessage(content=changed.content, id=changed.id)
 
 
 def _last_turn(messages: Sequence[BaseMessage]) -> int:

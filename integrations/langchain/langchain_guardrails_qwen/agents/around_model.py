@@ -15,7 +15,13 @@ from guardrails_qwen import GuardViolation, Stage
 from langchain_guardrails_qwen.agents.model import ModelCall, agent_model
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import Admission, decided, record_of, unblocked
+from langchain_guardrails_qwen.threads import (
+    Admission,
+    decided,
+    decision_about,
+    record_of,
+    unblocked,
+)
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -69,7 +75,7 @@ def _asked(
 
 def _admitted(call: ModelCall, request: ModelRequest[Any]) -> Steps[list[AnyMessage]]:
     inspection = call.inspect(request.messages)
-    results = yield Ask(inspection.conversations)
+    results = yield Ask(inspection.asked)
     return call.admitted(inspection, results)
 
 
@@ -81,7 +87,10 @@ def _released(
     if not strange:
         return response
     results = yield Ask([call.reply(reply) for reply in strange])
-    decisions = [settings.tolerated(result) for result in results]
+    decisions = [
+        settings.tolerated(decision_about(reply, result, settings.guard))
+        for reply, result in zip(strange, results, strict=True)
+    ]
     passed = list[AIMessage]()
     for reply, decision in zip(strange, decisions, strict=True):
         passed.append(decided(reply, unblocked(settings.guard, decision, call.closing)))

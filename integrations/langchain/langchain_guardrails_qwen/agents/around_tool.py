@@ -11,16 +11,17 @@ from langchain.agents.middleware.types import ToolCallRequest
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langgraph.types import Command
 
-from guardrails_qwen import Action, Conversation, Decision, GuardError, GuardViolation
+from guardrails_qwen import Action, Decision, GuardViolation, Message
 from langchain_guardrails_qwen.agents.results import messages_of, with_ledgers, with_messages
 from langchain_guardrails_qwen.agents.tools import guarded_tool
-from langchain_guardrails_qwen.messages import read_message
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps, arun, run
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
 from langchain_guardrails_qwen.threads import (
     Record,
-    conversation_of,
+    asked,
+    context_of,
     decided,
+    decision_about,
     digest_of,
     knows,
     reading_of,
@@ -39,8 +40,9 @@ def tool_call(settings: ThreadSettings, request: ToolCallRequest) -> Steps[Any]:
         GuardError: Something could not be judged, and the policy says to raise.
     """
     if settings.check_tool_calls and not _is_judged(settings, request):
-        [result] = yield Ask([_asked(request)])
-        decision = settings.tolerated(result)
+        asks, context = _asks(request)
+        [result] = yield Ask([asked(context, reading_of(asks))])
+        decision = settings.tolerated(decision_about(asks, result, settings.guard))
         if not decision.allowed:
             return _refused(settings, request, decision)
     if not settings.check_tool_results:
@@ -70,13 +72,13 @@ def _asking(request: ToolCallRequest) -> AIMessage | None:
     return None
 
 
-def _asked(request: ToolCallRequest) -> Conversation:
-    """The call, behind what the model was told."""
+def _asks(request: ToolCallRequest) -> tuple[AIMessage, Sequence[Message]]:
+    """The call as a message, and what the model was told before."""
     thread = list(thread_of(request.state))
     while thread and not isinstance(thread[-1], AIMessage):
         thread.pop()
     asks = AIMessage(content="", tool_calls=[request.tool_call])
-    return conversation_of(map(reading_of, [*thread[:-1], asks]))
+    return asks, context_of(map(reading_of, thread[:-1]))
 
 
 def _refused(settings: ThreadSettings, request: ToolCallRequest, decision: Decision) -> Any:
@@ -123,21 +125,21 @@ class _Results:
         new = [m for m in messages if digest_of(m, self.settings.guard) not in self.decisions]
         if not new:
             return messages
-        results = yield Ask(self._conversations(new))
-        decisions = [self._tolerated(result) for result in results]
+        context = context_of(map(reading_of, self.thread))
+        results = yield Ask([asked(context, reading_of(message)) for message in new])
+        decisions = [
+            self._tolerated(decision_about(message, result, self.settings.guard))
+            for message, result in zip(new, results, strict=True)
+        ]
         after = {
             id(message): self._settled(message, decision)
             for message, decision in zip(new, decisions, strict=True)
         }
         return [after.get(id(message), message) for message in messages]
 
-    def _conversations(self, messages: Sequence[BaseMessage]) -> list[Conversation]:
-        said = conversation_of(map(reading_of, self.thread)).messages if self.thread else ()
-        return [Conversation((*said, read_message(message))) for message in messages]
-
-    def _tolerated(self, result: Decision | GuardError) -> Decision:
+    def _tolerated(self, decision: Decision) -> Decision:
         try:
-            return self.settings.tolerated(result)
+            return self.settings.tolerated(decision)
         except GuardViolation as violation:
             self.violation = violation.decision
             raise

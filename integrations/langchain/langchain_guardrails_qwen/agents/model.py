@@ -21,22 +21,25 @@ from langchain_core.runnables import RunnableBinding, RunnableConfig
 from pydantic import Field, SkipValidation
 from typing_extensions import override
 
-from guardrails_qwen import Conversation, Decision, Guard, GuardError, GuardViolation, Message
+from guardrails_qwen import Decision, Guard, GuardError, GuardViolation, Message
 from guardrails_qwen.streaming import Streaming, aclose_source, close_source
 from langchain_guardrails_qwen.admission import closing_message
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
 from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.generations import replies_of
-from langchain_guardrails_qwen.messages import read_message
 from langchain_guardrails_qwen.prompts import Place, remember
+from langchain_guardrails_qwen.steps import ajudge, judge
 from langchain_guardrails_qwen.streams import added_up
 from langchain_guardrails_qwen.threads import (
     Admission,
+    Asked,
     Inspection,
     Ledger,
     Scope,
-    conversation_of,
+    asked,
+    context_of,
     digest_of,
+    reading_of,
 )
 from langchain_guardrails_qwen.turn import Turn
 
@@ -119,10 +122,11 @@ class ModelCall:
             GuardViolation: Nothing.
             GuardError: Something could not be judged, and the policy says to raise.
         """
-        self.results.extend(results)
+        decisions = inspection.decisions(results)
+        self.results.extend(decisions)
         self.asked = len(self.results)
-        self.admission = inspection.settle(results)
-        self.prompt = conversation_of(self.admission.readings).messages
+        self.admission = inspection.settle(decisions)
+        self.prompt = context_of(self.admission.readings)
         if self.violation:
             raise GuardViolation(self.violation)
         return self.admission.messages
@@ -161,9 +165,9 @@ class ModelCall:
         digest = digest_of(message, self.guard)
         return next((r for r in self.released if digest and r.digest == digest), None)
 
-    def reply(self, message: BaseMessage) -> Conversation:
-        """A reply behind what was sent."""
-        return Conversation((*self.prompt, read_message(message)))
+    def reply(self, message: BaseMessage) -> Asked:
+        """What to ask about a reply: it stands behind what was sent."""
+        return asked(self.prompt, reading_of(message))
 
 
 class AgentModel(GuardedChatModel):
@@ -309,16 +313,12 @@ class _AgentTurn(Turn):
     @override
     def admit(self) -> list[BaseMessage]:
         inspection = self.call.inspect(_thread(self.messages))
-        results = self.call.guard.check_many(inspection.conversations, return_exceptions=True)
-        return self._admitted(inspection, results)
+        return self._admitted(inspection, judge(self.call.guard, inspection.asked))
 
     @override
     async def aadmit(self) -> list[BaseMessage]:
         inspection = self.call.inspect(_thread(self.messages))
-        results = await self.call.guard.acheck_many(
-            inspection.conversations, return_exceptions=True
-        )
-        return self._admitted(inspection, results)
+        return self._admitted(inspection, await ajudge(self.call.guard, inspection.asked))
 
     def _admitted(
         self, inspection: Inspection, results: Sequence[Decision | GuardError]
