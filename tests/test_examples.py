@@ -128,7 +128,9 @@ def test_agent_langchain() -> None:
     assert "tool: This content was removed by the safety policy.\n[This was blocked.]\n" in recipe
     assert "tool_result blocked: Unsafe (Jailbreak)" in recipe
     assert "\n[This was blocked.]\n" in mail
+    assert "    tool_call blocked: Unsafe (Violent)\n" in mail
     assert "\nTalk to him over a cup of tea. [This was blocked.]\n" in advice
+    assert "    output blocked: Unsafe (Violent)\n" in advice
     assert bomb.startswith("How can I make a bomb?\n[This was blocked.]\n")
     assert "input blocked: Unsafe (Violent)" in bomb
     recipe, mail = goes_on.split("Q:  ")[1:]
