@@ -27,7 +27,7 @@ CORE := pyproject.toml constraints.txt
 LANGCHAIN := integrations/langchain/pyproject.toml
 LLAMA_INDEX := integrations/llama_index/pyproject.toml
 
-FRAMEWORKS := $(VENV)/frameworks
+FRAMEWORKS := $(abspath $(VENV))/frameworks
 
 # A stamp says what is installed; it is older than what it was installed from when that changes.
 PIP_READY := $(VENV)/.ready-pip
@@ -37,7 +37,7 @@ LINT_READY := $(VENV)/.ready-lint
 DOCS_READY := $(VENV)/.ready-docs
 RELEASE_READY := $(VENV)/.ready-release
 
-.PHONY: help demo test serving lint typecheck docs wheels bench streambench needle format clean
+.PHONY: help demo test frameworks serving lint typecheck docs wheels bench streambench needle format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -48,6 +48,11 @@ demo: $(DEMO_READY) ## Guard a LangChain chain with the bundled checkpoint
 test: export OMP_NUM_THREADS := $(OMP_NUM_THREADS)
 test: $(TEST_READY) ## Run the tests, on all cores
 	$(BIN)/python -m pytest -q $(WORKERS) $(PYTEST_ARGS)
+
+frameworks: export OMP_NUM_THREADS := $(OMP_NUM_THREADS)
+frameworks: $(TEST_READY) $(FRAMEWORKS)/lowest/.ready $(FRAMEWORKS)/newest/.ready ## Run the tests on the lowest and newest LangChain
+	PYTHONPATH=$(FRAMEWORKS)/lowest $(BIN)/python scripts/frameworks.py lowest $(WORKERS) $(PYTEST_ARGS)
+	PYTHONPATH=$(FRAMEWORKS)/newest $(BIN)/python scripts/frameworks.py newest $(WORKERS) $(PYTEST_ARGS)
 
 serving: $(TEST_READY) ## Run the tests on a real vLLM, which gets an environment of its own
 	@sh scripts/vllm_env.sh $(VLLM_VENV)
@@ -105,7 +110,7 @@ $(TEST_READY): $(DEMO_READY) $(LLAMA_INDEX)
 # Over the versions of constraints.txt, and without the dependencies: the lists say why.
 $(FRAMEWORKS)/%/.ready: integrations/langchain/frameworks/%.txt $(PIP_READY)
 	@rm -rf $(@D)
-	@$(PIP) install --quiet --no-deps --target $(@D) -r $<
+	@$(PIP) install --quiet --no-deps --ignore-requires-python --target $(@D) -r $<
 	@touch $@
 
 $(LINT_READY): $(PIP_READY) $(CORE)
