@@ -21,7 +21,7 @@ from langchain_core.outputs import ChatGenerationChunk
 _SYNC, _ASYNC = "_stream_chat_model_events", "_astream_chat_model_events"
 
 
-def steps(model: BaseChatModel, prompt: list[BaseMessage], **call: Any) -> Iterator[Any]:
+def steps(model: BaseChatModel, prompt: list[BaseMessage], /, **call: Any) -> Iterator[Any]:
     """What a model writes, as generations.
 
     Raises:
@@ -33,7 +33,7 @@ def steps(model: BaseChatModel, prompt: list[BaseMessage], **call: Any) -> Itera
     return _whole(native(prompt, **call))
 
 
-def asteps(model: BaseChatModel, prompt: list[BaseMessage], **call: Any) -> AsyncIterator[Any]:
+def asteps(model: BaseChatModel, prompt: list[BaseMessage], /, **call: Any) -> AsyncIterator[Any]:
     """The same."""
     native = getattr(model, _ASYNC, None)
     kind = type(model)
