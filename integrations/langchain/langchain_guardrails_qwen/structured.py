@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from inspect import getclosurevars, isfunction, ismethod
+from types import ModuleType
 from typing import Any, cast
 
 from langchain_core.language_models import BaseChatModel, BaseLanguageModel
@@ -21,7 +22,6 @@ from langchain_core.runnables import (
 )
 from langchain_core.runnables.base import RunnableBindingBase, RunnableEachBase
 from langchain_core.runnables.passthrough import RunnableAssign
-from pydantic import BaseModel
 
 _PARTS: dict[type[Any], tuple[str, ...]] = {
     RunnableBindingBase: ("bound",),
@@ -42,8 +42,12 @@ _LEAVES: tuple[type[Any], ...] = (
 )
 """Runnables that work on what a model said, or on what it is asked."""
 
-_MADE_OF_FIELDS: tuple[type[Any], ...] = (Runnable, BaseModel)
-_DEEPEST = 8
+_ARGUMENTS = frozenset({"kwargs", "config", "config_factories"})
+"""What a binding hands to a call: no step of it."""
+
+_PLAIN = (str, bytes, int, float, type, ModuleType, type(None))
+_MOST = 10_000
+"""Objects to look at."""
 
 Wrap = Callable[[BaseChatModel], BaseChatModel]
 
@@ -76,7 +80,8 @@ def _copied(value: Any, wrap: Wrap) -> Any:
         items = cast("Mapping[str, Any]", value).items()
         return {key: _copied(item, wrap) for key, item in items}
     parts = _parts(value)
-    if _asks({key: item for key, item in _fields(value).items() if key not in parts}):
+    known = _ARGUMENTS.union(parts) if parts else parts
+    if _asks({key: item for key, item in _fields(value).items() if key not in known}):
         raise _not_guarded(value)
     copies = {part: _copied(getattr(value, part), wrap) for part in parts}
     return value.model_copy(update=copies) if copies else value
@@ -94,11 +99,17 @@ def _parts(runnable: object) -> tuple[str, ...]:
     return found or ()
 
 
-def _asks(value: object, depth: int = 0) -> bool:
-    """Whether a language model can be reached from a value, as far as can be seen."""
-    if isinstance(value, BaseLanguageModel):
-        return True
-    return depth < _DEEPEST and any(_asks(part, depth + 1) for part in _reachable(value))
+def _asks(root: object) -> bool:
+    """Whether a language model can be reached from a value, or too much to be sure."""
+    seen, waiting = dict[int, object](), [root]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, BaseLanguageModel) or len(seen) > _MOST:
+            return True
+        if id(value) not in seen and not isinstance(value, _PLAIN):
+            seen[id(value)] = value
+            waiting += _reachable(value)
+    return False
 
 
 def _reachable(value: object) -> Iterator[object]:
@@ -112,8 +123,8 @@ def _reachable(value: object) -> Iterator[object]:
         yield from (value.__self__, value.__func__)
     elif isfunction(value):
         yield from (getclosurevars(value).nonlocals, value.__defaults__, value.__kwdefaults__)
-    elif isinstance(value, _MADE_OF_FIELDS):
-        yield _fields(value)
+    else:
+        yield from _fields(value).values()
 
 
 def _fields(value: object) -> dict[str, object]:

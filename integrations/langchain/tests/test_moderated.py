@@ -25,7 +25,7 @@ from guardrails_qwen import (
 )
 from guardrails_qwen.streaming import HoldBack, Streaming
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine, ScriptedStreamEngine
-from integrations.langchain.tests.doubles import REPLACED, SCRIPT, WritingModel, writing
+from integrations.langchain.tests.doubles import FILTERED, REPLACED, SCRIPT, WritingModel, writing
 from langchain_guardrails_qwen import GuardRunnable
 
 HARMFUL = "Sure, here it is. Take a bomb and light it. Then run away. Goodbye."
@@ -154,7 +154,9 @@ def test_chunks_are_cut_as_the_guard_says_however_the_model_cut_them(
 ) -> None:
     guard = guarding(engine, action, hold_back=hold_back)
     released = text_of(list((guard | writing(text, size) | guard).stream("how?")))
-    assert released == "".join(guard.guard.stream("how?", settings=guard.streaming).texts([text]))
+    judge = guard.guard
+    assert judge
+    assert released == "".join(judge.stream("how?", settings=guard.streaming).texts([text]))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7], ids=["words", "characters", "7"])
@@ -239,7 +241,7 @@ async def test_a_reply_that_ends_early_says_so(
     guard = guarding(engine, action, closing=closing)
     out = [c async for c in chunks(guard | writing(HARMFUL, **END) | guard, "how?")]
     assert (out[-1].text, out[-1].id, out[-1].chunk_position) == (end, "msg-1", "last")
-    assert out[-1].response_metadata == {"finish_reason": "content_filter"}
+    assert out[-1].response_metadata == FILTERED
     assert text_of(out[:-1]).startswith("Sure, here it is.")
     assert HARMFUL.startswith(text_of(out[:-1]))
 

@@ -216,6 +216,9 @@ class Asking:
     def ask(self, value: Any) -> Any:
         return self.model.invoke(value)
 
+    def __call__(self, value: Any) -> Any:
+        return self.ask(value)
+
 
 class AskingParser(JsonOutputParser):
     """Asks a model to mend what cannot be parsed."""
@@ -242,7 +245,18 @@ def part(model: Any) -> Any:
 
 
 def object_(model: Any) -> Any:
-    return RunnableLambda(Asking(model).ask)
+    return model | RunnableLambda(Asking(model).ask)
+
+
+def callable_(model: Any) -> Any:
+    return model | RunnableLambda(Asking(Asking(model)))
+
+
+def hidden(model: Any) -> Any:
+    asking: Any = model
+    for _ in range(30):
+        asking = partial(Asking(asking).ask)
+    return model | RunnableLambda(asking)
 
 
 def asked_again(model: Any) -> Any:
@@ -267,7 +281,10 @@ def alternatives(model: Any) -> Any:
 
 @pytest.mark.parametrize(
     "make",
-    [closure, method, part, object_, asked_again, mended, branch, no_model, alternatives],
+    [
+        *(closure, method, part, object_, callable_, hidden, asked_again),
+        *(mended, branch, no_model, alternatives),
+    ],
     ids=lambda make: make.__name__,
 )
 def test_what_cannot_be_rebuilt_is_an_error(make: Any) -> None:
@@ -297,9 +314,13 @@ def listened(model: Any) -> Any:
     return model.with_listeners(on_end=print)
 
 
+def tooled(model: Any) -> Any:
+    return model.bind(tools=[Asking(model).ask])
+
+
 @pytest.mark.parametrize(
     "make",
-    [retried, with_fallback, parallel, mapped, listened],
+    [retried, with_fallback, parallel, mapped, listened, tooled],
     ids=lambda make: make.__name__,
 )
 def test_all_that_can_be_rebuilt_is_guarded(make: Any) -> None:
