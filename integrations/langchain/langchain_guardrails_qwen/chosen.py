@@ -24,17 +24,18 @@ def chosen(
     """
     if guard and policy is None and engine is None:
         return guard
-    engine_ = engine or (guard.engine if guard else None) or _configured(config)
-    if not _is_engine(engine_):
+    candidates = (engine, guard.engine if guard else None, _configured(config))
+    found = next((one for one in candidates if one is not None), None)
+    if not _is_engine(found):
         raise GuardError(
             "this guard has no engine, as none has that was loaded: give it one by "
             f"with_engine(engine), or its chain by with_config(configurable={{{ENGINE_KEY!r}: "
             "engine})"
         )
     if guard is None:
-        return Guard(engine_, policy)
+        return Guard(found, policy)
     changed = copy(guard)
-    changed.engine, changed.policy = engine_, policy or guard.policy
+    changed.engine, changed.policy = found, policy or guard.policy
     return changed
 
 
