@@ -17,6 +17,7 @@ from langchain_core.messages import (
 
 from guardrails_qwen import Action, ConversationError, Decision, Message, Role
 from langchain_guardrails_qwen.content import is_token, others, thoughts, tool_calls, words
+from langchain_guardrails_qwen.refusals import taken_back
 
 _ROLES: dict[type[BaseMessage], Role] = {
     HumanMessage: Role.USER,
@@ -36,9 +37,6 @@ _METADATA = frozenset(
     | {"created_at", "system_fingerprint", "service_tier", "id"}
 )
 """Response metadata that a changed message keeps. In any other, providers may repeat the text."""
-
-FILTERED = {"finish_reason": "content_filter"}
-"""Response metadata of a reply whose end was taken away."""
 
 _USAGE = ("token_usage", "usage")
 """Response metadata of which a changed message keeps the numbers."""
@@ -122,7 +120,8 @@ def identity(message: BaseMessage) -> str | None:
 def _finished(message: BaseMessage, decision: Decision) -> dict[str, Any]:
     """The metadata that is kept; a reply that was replaced or dropped says so."""
     replaced = isinstance(message, AIMessage) and decision.action is not Action.REDACT
-    return kept_metadata(message.response_metadata) | (FILTERED if replaced else {})
+    kept = kept_metadata(message.response_metadata)
+    return taken_back(kept) if replaced else kept
 
 
 def _emptied(message: BaseMessage) -> dict[str, Any]:

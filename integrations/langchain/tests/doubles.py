@@ -15,6 +15,7 @@ from langchain_core.messages import (
     BaseMessage,
     message_chunk_to_message,
 )
+from langchain_core.messages.content import KNOWN_BLOCK_TYPES
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict, Field, SkipValidation
@@ -24,7 +25,11 @@ from langchain_guardrails_qwen import GuardRunnable
 UNSAFE = "Safety: Unsafe\nCategories: Violent"
 SCRIPT = {"bomb": UNSAFE}
 REPLACED = "This content was removed by the safety policy."
-FILTERED = {"finish_reason": "content_filter"}
+FILTERED = {
+    "finish_reason": "content_filter",
+    # where langchain-core knows refusals: the mark by which it reads the reply as one
+    **({"model_provider": "+guardrails-qwen"} if "refusal" in KNOWN_BLOCK_TYPES else {}),
+}
 
 
 class EchoModel(BaseChatModel):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from guardrails_qwen import Action, ConversationError, GuardViolation
 from guardrails_qwen.testing import ScriptedEngine
-from integrations.langchain.tests.doubles import REPLACED, Door, Guarding
+from integrations.langchain.tests.doubles import FILTERED, REPLACED, Door, Guarding
 
 
 class Parsed(BaseModel):
@@ -293,10 +293,11 @@ async def test_a_changed_message_keeps_metadata_and_loses_its_calls(
     assert passed.response_metadata == {
         "model_name": "m",
         "token_usage": {"total_tokens": 3},
-        "finish_reason": "content_filter",
+        **FILTERED,
     }
     assert passed.text == REPLACED
-    assert [block["type"] for block in passed.content_blocks] == ["text"]
+    refusal = ["refusal"] if "model_provider" in FILTERED else []
+    assert [block["type"] for block in passed.content_blocks] == ["text", *refusal]
     assert "bomb" not in passed.model_dump_json()
     assert message == before
 
