@@ -118,7 +118,7 @@ class Agent:
         return found
 
 
-def agent(  # noqa: PLR0913
+def agent(
     *replies: Reply,
     tools: Sequence[BaseTool] | None = None,
     guard: Guard | None = None,

@@ -92,15 +92,37 @@ async def test_an_engine_with_a_mistake_is_no_verdict(run: Run) -> None:
         await run(made.graph, user("hi"))
 
 
-@pytest.mark.parametrize("check", [True, False], ids=["judged", "not judged"])
-async def test_an_image_of_the_user_is_refused(check: bool, run: Run) -> None:
-    image = {"type": "image_url", "image_url": {"url": "https://example.org/bomb.png"}}
-    made = agent(*REPLIES, check_input=check)
-    content = [{"type": "text", "text": "Look at my bomb"}, image]
+IMAGE: Any = [
+    {"type": "text", "text": "Look at my bomb"},
+    {"type": "image_url", "image_url": {"url": "https://example.org/bomb.png"}},
+]
+
+
+@pytest.mark.parametrize("on_error", [OnError.BLOCK, OnError.ALLOW], ids=lambda on: on.value)
+@pytest.mark.parametrize("beside", [False, True], ids=["before", "beside"])
+async def test_an_image_of_the_user_is_blocked(on_error: OnError, beside: bool, run: Run) -> None:
+    made = agent(says("fine"), guard=guard(on_error=on_error), beside=beside)
+    made.model.script = lambda _messages: says("fine")
+    result = await run(made.graph, {"messages": [HumanMessage(IMAGE)]})
+    assert said(result["messages"]) == [f"human: {REPLACED}", f"ai: {REPLACED}"]
+    assert "bomb" not in str(made.state)
+    result = await run(made.graph, user("hi"))
+    assert said(result["messages"])[-1] == "ai: fine"
+
+
+async def test_an_image_of_the_user_may_be_an_error(run: Run) -> None:
+    made = agent(says("fine"), guard=guard(on_error=OnError.RAISE))
     with pytest.raises(ConversationError, match="cannot be judged") as caught:
-        await run(made.graph, {"messages": [HumanMessage(content)]})  # pyright: ignore[reportArgumentType]
+        await run(made.graph, {"messages": [HumanMessage(IMAGE)]})
     assert "bomb" not in str(caught.value)
     assert made.model.sent == []
+
+
+async def test_an_image_that_nobody_judges_is_sent(run: Run) -> None:
+    made = agent(calls("cats"), says("fine"), check_input=False)
+    result = await run(made.graph, {"messages": [HumanMessage(IMAGE)]})
+    assert said(result["messages"])[1:] == ["ai: ", "tool: about cats", "ai: fine"]
+    assert len(made.judged) == 3
 
 
 async def test_what_was_let_through_unjudged_is_not_judged_later(run: Run) -> None:

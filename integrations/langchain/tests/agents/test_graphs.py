@@ -257,7 +257,9 @@ async def test_parallel_parts_are_guarded_each_for_itself(run: Run) -> None:
         ]
 
     builder.add_conditional_edges(START, split, ["guard"])
-    texts = [HumanMessage(text, id=id_) for id_, text in [("1", "cats"), ("2", "a bomb"), ("3", "")]]
+    texts = [
+        HumanMessage(text, id=id_) for id_, text in [("1", "cats"), ("2", "a bomb"), ("3", "")]
+    ]
     result = await run(builder.compile(), {"messages": texts})
     assert said(result["messages"]) == ["human: cats", f"human: {REPLACED}", "human: "]
     assert set(result["guardrails"]["guard"]) == {"1", "2", "3"}

@@ -137,7 +137,9 @@ async def test_callers_cannot_send_a_ledger(run: Run) -> None:
     await run(other.graph, {"messages": [HumanMessage("hi", id="x")]})
     ledgers = other.state["guardrails"]
     made = agent(says("fine"))
-    result = await run(made.graph, {"messages": [HumanMessage("hi", id="x")], "guardrails": ledgers})
+    result = await run(
+        made.graph, {"messages": [HumanMessage("hi", id="x")], "guardrails": ledgers}
+    )
     assert made.judged[0] == "user: hi"
     assert "guardrails" not in result
 
@@ -187,8 +189,6 @@ async def test_a_history_is_context_by_default(run: Run) -> None:
     assert made.judged == ["user: c", "assistant: fine", "user: d", "assistant: bye"]
 
 
-
-
 class Trimming(AgentMiddleware[AgentState[Any], Any, Any]):
     """Sends the last message only."""
 
@@ -217,9 +217,7 @@ async def test_a_trimmed_request_forgets_nothing(run: Run) -> None:
 async def test_a_direct_answer_that_was_blocked_ends_its_own_turn_only(run: Run) -> None:
     from integrations.langchain.tests.agents.building import search_tool
 
-    made = agent(
-        calls("worse"), says("fine"), tools=[search_tool(list[str](), return_direct=True)]
-    )
+    made = agent(calls("worse"), says("fine"), tools=[search_tool(list[str](), return_direct=True)])
     first = await run(made.graph, user("hi"))
     assert said(first["messages"])[-1] == f"tool: {REPLACED}"
     result = await run(made.graph, user("and now?"))

@@ -133,9 +133,7 @@ async def test_the_model_may_try_again(run: Run) -> None:
             ],
         )
     ]
-    made = agent(
-        wrong, called("cats"), tools=[], options={"response_format": ToolStrategy(Plan)}
-    )
+    made = agent(wrong, called("cats"), tools=[], options={"response_format": ToolStrategy(Plan)})
     result = await run(made.graph, user("hi"))
     assert result["structured_response"] == Plan(query="cats")
 

@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,13 +21,8 @@ from guardrails_qwen import Action, ConversationError, Guard, Policy, Stage
 from guardrails_qwen.testing import ScriptedEngine
 from integrations.langchain.tests.agents.building import guard, policy_at, said
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
-from langchain_guardrails_qwen.threads import (
-    Admission,
-    Inspection,
-    Ledger,
-    Scope,
-    merged,
-)
+from langchain_guardrails_qwen.graph import guard_node
+from langchain_guardrails_qwen.threads import merged
 
 
 def human(text: str, id_: str | None = None) -> HumanMessage:
@@ -39,7 +34,7 @@ def ai(text: str, id_: str | None = None) -> AIMessage:
 
 
 def _id(text: str) -> str:
-    return text.replace(" ", "-").strip("?-")
+    return "".join(filter(str.isalnum, text))
 
 
 def asking(*ids: str) -> AIMessage:
@@ -48,31 +43,53 @@ def asking(*ids: str) -> AIMessage:
 
 
 def answer(text: str, id_: str) -> ToolMessage:
-    return ToolMessage(text, tool_call_id=id_, id=f"m-{text}")
+    return ToolMessage(text, tool_call_id=id_, id=f"m{_id(text)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a guard's node makes of a thread."""
+
+    asked: list[list[str]]
+    """The texts of the conversations that were judged."""
+    changes: list[AnyMessage]
+    records: dict[str, Any]
+
+    @property
+    def new(self) -> list[str]:
+        """The texts that were judged."""
+        return [texts[-1] for texts in self.asked]
 
 
 def look(
     messages: list[AnyMessage],
-    ledger: Ledger | None = None,
+    ledger: dict[str, Any] | None = None,
     by: Guard | None = None,
     *,
-    scope: Scope = "turn",
-) -> tuple[Inspection, Admission]:
+    scope: Any = "turn",
+    leaving: Any = "replace",
+) -> Look:
+    """Send a thread through a node, beside what its guard knows."""
     used = by or guard()
-    inspection = Inspection.of(messages, ledger or {}, used, scope=scope)
-    decisions = used.check_many(inspection.conversations, return_exceptions=True)
-    return inspection, inspection.settle(decisions)
+    assert isinstance(used.engine, ScriptedEngine)
+    used.engine.seen.clear()
+    node = guard_node(used, exit_behavior=leaving, scope=scope)
+    update = node.invoke({"messages": messages, "guardrails": {"guard": ledger or {}}})
+    return Look(
+        asked=[[message.text for message in c.messages] for c in used.engine.seen],
+        changes=update.get("messages", []),
+        records=update.get("guardrails", {}).get("guard", {}),
+    )
 
 
-def learned(messages: list[AnyMessage], by: Guard | None = None) -> Ledger:
+def learned(messages: list[AnyMessage], by: Guard | None = None) -> dict[str, Any]:
     """The ledger of a thread of which all was let through."""
-    _, admission = look(messages, by=by, scope="all")
-    return {key: record for key, record in admission.records.items() if record}
+    return look(messages, by=by, scope="all").records
 
 
-PAST = [human("hello"), ai("good day"), human("how are you?"), ai("fine")]
+PAST: list[AnyMessage] = [human("hello"), ai("good day"), human("how are you?"), ai("fine")]
 
-FRESH: dict[str, tuple[list[AnyMessage], Scope, list[str]]] = {
+FRESH: dict[str, tuple[list[AnyMessage], str, list[str]]] = {
     "one": ([human("a")], "turn", ["a"]),
     "nothing": ([], "turn", []),
     "several in a row": ([human("a"), human("b")], "turn", ["a", "b"]),
@@ -96,17 +113,16 @@ FRESH: dict[str, tuple[list[AnyMessage], Scope, list[str]]] = {
 
 @pytest.mark.parametrize(("messages", "scope", "new"), FRESH.values(), ids=FRESH)
 def test_what_is_new_in_an_unknown_thread(
-    messages: list[AnyMessage], scope: Scope, new: list[str]
+    messages: list[AnyMessage], scope: str, new: list[str]
 ) -> None:
-    inspection, _ = look(messages, scope=scope)
-    assert [messages[index].text for index in inspection.new] == new
+    assert look(messages, scope=scope).new == new
 
 
 KNOWN: dict[str, tuple[list[AnyMessage], list[str]]] = {
     "nothing": (PAST, []),
     "a new turn": ([*PAST, human("a")], ["a"]),
     "several": ([*PAST, human("a"), human("b")], ["a", "b"]),
-    "an edited message": ([PAST[0], ai("changed", "good-day"), *PAST[2:]], ["changed"]),
+    "an edited message": ([PAST[0], ai("changed", "goodday"), *PAST[2:]], ["changed"]),
     "an edited message of the user": ([human("changed", "hello"), *PAST[1:]], ["changed"]),
     "an assistant turn in the middle": ([*PAST[:2], ai("made up"), *PAST[2:]], ["made up"]),
     "an assistant turn at the end": ([*PAST, ai("made up")], ["made up"]),
@@ -130,8 +146,7 @@ KNOWN: dict[str, tuple[list[AnyMessage], list[str]]] = {
 
 @pytest.mark.parametrize(("messages", "new"), KNOWN.values(), ids=KNOWN)
 def test_what_is_new_in_a_known_thread(messages: list[AnyMessage], new: list[str]) -> None:
-    inspection, _ = look(messages, learned(list[AnyMessage](PAST)))
-    assert [messages[index].text for index in inspection.new] == new
+    assert look(messages, learned(PAST)).new == new
 
 
 @pytest.mark.parametrize(
@@ -143,89 +158,80 @@ def test_what_is_new_in_a_known_thread(messages: list[AnyMessage], new: list[str
     ids=["engine", "policy"],
 )
 def test_the_ledger_of_another_guard_is_none(other: Guard) -> None:
-    ledger = learned(list[AnyMessage](PAST))
-    inspection, _ = look([*PAST, human("a")], ledger, other)
-    assert inspection.new == (4,)
-    everything, _ = look([*PAST, human("a")], ledger, other, scope="all")
-    assert everything.new == (0, 1, 2, 3, 4)
+    ledger = learned(PAST)
+    assert look([*PAST, human("a")], ledger, other).new == ["a"]
+    assert len(look([*PAST, human("a")], ledger, other, scope="all").new) == 5
 
 
 @pytest.mark.parametrize("messages", [messages for messages, _ in KNOWN.values()], ids=KNOWN)
 def test_a_thread_is_known_afterwards(messages: list[AnyMessage]) -> None:
-    ledger = learned(list[AnyMessage](PAST))
-    _, admission = look(messages, ledger)
-    after = merged({"guard": ledger}, {"guard": admission.records})["guard"]
-    again, _ = look(admission.messages, after)
-    assert [messages[index].id for index in again.new if messages[index].id] == []
+    ledger = learned(PAST)
+    found = look(messages, ledger)
+    after = dict(merged({"guard": ledger}, {"guard": found.records})["guard"])
+    without = [message.text for message in messages if not message.id]
+    assert look(messages, after).new == without
 
 
 def test_each_new_message_is_judged_behind_all_before_it() -> None:
-    inspection, _ = look([*PAST, human("a"), human("b")], learned(list[AnyMessage](PAST)))
-    read = [[message.text for message in c.messages] for c in inspection.conversations]
+    found = look([*PAST, human("a"), human("b")], learned(PAST))
     past = [message.text for message in PAST]
-    assert read == [[*past, "a"], [*past, "a", "b"]]
-
-
-def test_a_thread_that_passes_is_the_very_same() -> None:
-    messages = list[AnyMessage](PAST)
-    _, admission = look(messages, scope="all")
-    assert admission.messages is messages
-    assert admission.changes == []
+    assert found.asked == [[*past, "a"], [*past, "a", "b"]]
 
 
 def test_what_is_blocked_is_replaced_in_its_place() -> None:
     messages: list[AnyMessage] = [human("a"), human("a bomb", "x"), human("b")]
-    _, admission = look(messages)
-    assert said(admission.messages) == ["human: a", f"human: {REPLACED}", "human: b"]
-    [change] = admission.changes
-    assert [(m.id, m.text) for m in change.update] == [("x", REPLACED)]
+    found = look(messages)
+    assert [(m.id, m.text) for m in found.changes] == [("x", REPLACED)]
     assert messages[1].text == "a bomb"
-    assert admission.violation
-    assert admission.violation.stage is Stage.INPUT
+    assert found.records["x"]["decision"]["stage"] == "input"
 
 
 def test_what_is_dropped_is_removed() -> None:
-    messages: list[AnyMessage] = [human("a"), human("a bomb", "x")]
-    _, admission = look(messages, by=guard(action=Action.DROP))
-    assert said(admission.messages) == ["human: a"]
-    assert [change.update for change in admission.changes] == [[RemoveMessage(id="x")]]
-    assert not admission.records.get("x")
+    found = look([human("a"), human("a bomb", "x")], by=guard(action=Action.DROP))
+    assert found.changes == [RemoveMessage(id="x")]
+    assert not found.records.get("x")
 
 
 def test_a_dropped_answer_of_a_tool_is_emptied() -> None:
-    messages: list[AnyMessage] = [human("a"), asking("1"), answer("a bomb", "1")]
     by = Guard(ScriptedEngine(SCRIPT), policy_at(Stage.TOOL_RESULT, Action.DROP))
-    _, admission = look(messages, by=by)
-    assert said(admission.messages)[-1] == "tool: "
+    found = look([human("a"), asking("1"), answer("a bomb", "1")], by=by)
+    assert said(found.changes) == ["tool: "]
 
 
-def test_answers_to_lost_calls_go() -> None:
-    reply = asking("1").model_copy(update={"content": "a bomb"})
-    messages: list[AnyMessage] = [human("a"), reply, answer("x", "1"), human("b")]
-    _, admission = look(messages, learned([human("a")]))
-    assert said(admission.messages) == ["human: a", f"ai: {REPLACED}", "human: b"]
+def test_answers_to_lost_calls_go_and_others_stay() -> None:
+    unsafe = asking("1").model_copy(update={"content": "a bomb", "id": "x"})
+    messages: list[AnyMessage] = [
+        human("a"),
+        asking("1"),
+        answer("w", "1"),
+        unsafe,
+        answer("y", "1"),
+        human("b"),
+    ]
+    found = look(messages, learned([human("a")]))
+    replaced, removed = found.changes
+    assert (replaced.id, replaced.text) == ("x", REPLACED)
+    assert removed == RemoveMessage(id="my")
+    assert isinstance(replaced, AIMessage)
+    assert replaced.tool_calls == []
 
 
 def test_all_of_a_thread_is_never_dropped() -> None:
     messages: list[AnyMessage] = [human("a bomb", "x"), human("another bomb", "y")]
-    _, admission = look(messages, by=guard(action=Action.DROP))
-    assert admission.messages
+    found = look(messages, by=guard(action=Action.DROP))
+    assert found.changes == [RemoveMessage(id="x"), HumanMessage("", id="y")]
 
 
 def test_an_id_that_says_something_does_not_save_its_message() -> None:
-    messages: list[AnyMessage] = [human("a"), human("a bomb", "x y")]
-    _, admission = look(messages)
-    [change] = admission.changes
-    removed, new = change.update
+    removed, new = look([human("a"), human("a bomb", "x y")]).changes
     assert removed == RemoveMessage(id="x y")
     assert (new.id, new.text) == (None, REPLACED)
 
 
-def test_a_message_without_an_id_cannot_be_changed() -> None:
-    _, admission = look([HumanMessage("a bomb")])
-    [change] = admission.changes
+@pytest.mark.parametrize("leaving", ["end", "replace"])
+def test_a_message_without_an_id_cannot_be_changed(leaving: str) -> None:
     with pytest.raises(ConversationError, match="add_messages"):
-        assert change.update
+        look([HumanMessage("a bomb")], leaving=leaving)
 
 
 def test_two_answers_of_one_call_id_are_both_known() -> None:
@@ -235,12 +241,31 @@ def test_two_answers_of_one_call_id_are_both_known() -> None:
         answer("x", "1"),
         ai("b"),
         human("c"),
-        asking("1"),
+        AIMessage("", id="other", tool_calls=asking("1").tool_calls),
         answer("y", "1"),
     ]
-    ledger = learned(messages)
-    inspection, _ = look(messages, ledger)
-    assert inspection.new == ()
+    assert look(messages, learned(messages)).new == []
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    found = look([human("a")], learned(PAST))
+    gone = {key for key, record in found.records.items() if record is None}
+    assert gone == {message.id for message in PAST}
+
+
+IMAGE: Any = [{"type": "image_url", "image_url": {"url": "https://example.org/bomb.png"}}]
+
+
+def test_what_cannot_be_read_is_blocked() -> None:
+    found = look([human("a"), HumanMessage(IMAGE, id="x")])
+    assert [(m.id, m.text) for m in found.changes] == [("x", REPLACED)]
+    assert "bomb" not in str(found.records)
+
+
+def test_what_cannot_be_read_is_no_obstacle_as_context() -> None:
+    found = look([HumanMessage(IMAGE, id="x"), ai("b"), human("c")])
+    assert found.new == ["c"]
+    assert found.changes == []
 
 
 def strings(value: Any) -> Iterable[str]:
@@ -257,20 +282,17 @@ def strings(value: Any) -> Iterable[str]:
 @pytest.mark.parametrize("action", Action, ids=lambda action: action.label)
 def test_records_have_no_text(action: Action) -> None:
     messages: list[AnyMessage] = [human("Hi. Buy a bomb now.", "x"), human("cats", "y")]
-    _, admission = look(messages, by=guard(action=action))
-    found = " ".join(strings(dict(admission.records)))
+    found = " ".join(strings(look(messages, by=guard(action=action)).records))
     assert "bomb" not in found
     assert "cats" not in found
 
 
 @pytest.mark.parametrize("action", Action, ids=lambda action: action.label)
 def test_records_are_plain_data(action: Action) -> None:
-    _, admission = look([human("a bomb", "x"), human("b")], by=guard(action=action))
-    assert json.loads(json.dumps(admission.records)) == admission.records
+    records = look([human("a bomb", "x"), human("b")], by=guard(action=action)).records
+    assert json.loads(json.dumps(records)) == records
     serde = JsonPlusSerializer()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert serde.loads_typed(serde.dumps_typed(admission.records)) == admission.records
+    assert serde.loads_typed(serde.dumps_typed(records)) == records
 
 
 A, B, C = ({"digest": name, "fingerprint": "f", "decision": None} for name in "abc")

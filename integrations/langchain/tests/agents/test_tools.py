@@ -108,8 +108,11 @@ async def test_an_answer_of_any_type_is_judged(value: Any, run: Run) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["fine", "", None, 7, 1.5, True, [], {}, {"a": [1]}, ["a"], ("a", "b"), b"a", Page(title="t")]
-    + [[{"type": "text", "text": "a"}]],
+    [
+        *("fine", "", None, 7, 1.5, True, [], {}, {"a": [1]}, ["a"], ("a", "b"), b"a"),
+        Page(title="t"),
+        [{"type": "text", "text": "a"}],
+    ],
     ids=lambda value: f"{type(value).__name__} {str(value)[:6]}",
 )
 async def test_an_answer_that_passes_is_as_without_a_guard(value: Any, run: Run) -> None:
@@ -216,9 +219,7 @@ async def test_a_tool_that_nobody_has_is_told(run: Run) -> None:
 
 COMMANDS: Values = {
     "a message": lambda id_: {"messages": [ToolMessage(BOMB, tool_call_id=id_)]},
-    "a dict": lambda id_: {
-        "messages": [{"role": "tool", "content": BOMB, "tool_call_id": id_}]
-    },
+    "a dict": lambda id_: {"messages": [{"role": "tool", "content": BOMB, "tool_call_id": id_}]},
     "with another": lambda id_: {
         "messages": [ToolMessage("a", tool_call_id=id_), HumanMessage(BOMB)]
     },
@@ -232,9 +233,7 @@ COMMANDS: Values = {
 @pytest.mark.parametrize("update", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize("leaving", ["end", "replace"])
 async def test_commands_are_judged(update: Any, leaving: str, run: Run) -> None:
-    made = agent(
-        calls("x"), says("fine"), tools=[commanding(update)], exit_behavior=leaving
-    )
+    made = agent(calls("x"), says("fine"), tools=[commanding(update)], exit_behavior=leaving)
     result = await run(made.graph, {"messages": [HumanMessage("hi", id="gone")]})
     assert "bomb" not in str(result)
     assert REPLACED in str(result["messages"])
@@ -266,7 +265,12 @@ async def test_a_list_of_messages_and_commands_is_judged(run: Run) -> None:
 
 async def test_a_command_to_the_graph_around_is_judged(run: Run) -> None:
     def update(id_: str) -> Any:
-        return {"messages": [AIMessage("", tool_calls=[_call(id_)]), ToolMessage(BOMB, tool_call_id=id_)]}
+        return {
+            "messages": [
+                AIMessage("", tool_calls=[_call(id_)]),
+                ToolMessage(BOMB, tool_call_id=id_),
+            ]
+        }
 
     made = agent(
         calls("x"),
@@ -346,9 +350,7 @@ async def test_a_tool_is_given_what_it_asks_for(run: Run) -> None:
         return f"{count} {call_id} {runtime.tool_call_id} {runtime.state['messages'][0].text}"
 
     store = InMemoryStore()
-    made = agent(
-        calls("x", ids=["id-1"]), says("fine"), tools=[search], options={"store": store}
-    )
+    made = agent(calls("x", ids=["id-1"]), says("fine"), tools=[search], options={"store": store})
     result = await run(made.graph, user("hi"))
     assert said(result["messages"])[2] == "tool: 2 id-1 id-1 hi"
     item = store.get(("a",), "b")
@@ -424,14 +426,14 @@ async def test_an_agent_may_be_a_tool(inside: bool, run: Run) -> None:
     assert said(result["messages"])[2:] == [f"tool: {REPLACED}", "ai: fine"]
 
 
-async def test_an_image_in_an_answer_is_refused(run: Run) -> None:
-    from guardrails_qwen import ConversationError
-
+@pytest.mark.parametrize("leaving", ["end", "replace"])
+async def test_an_image_in_an_answer_is_blocked(leaving: str, run: Run) -> None:
     image = [{"type": "image_url", "image_url": {"url": "https://example.org/bomb.png"}}]
-    made = agent(calls("x"), tools=[answering(image)])
-    with pytest.raises(ConversationError) as caught:
-        await run(made.graph, user("hi"))
-    assert "bomb" not in str(caught.value)
+    made = agent(calls("x"), says("fine"), tools=[answering(image)], exit_behavior=leaving)
+    result = await run(made.graph, user("hi"))
+    last = {"end": f"ai: {REPLACED}", "replace": "ai: fine"}[leaving]
+    assert said(result["messages"])[2:] == [f"tool: {REPLACED}", last]
+    assert "bomb" not in str(made.state)
 
 
 async def test_an_error_is_raised_from_within_a_tool(run: Run) -> None:
