@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,8 +120,11 @@ class Watch:
         self.sink.hear("state", agent.get_state(config, subgraphs=True))
         for snapshot in reversed(list(agent.get_state_history(config))):
             self.sink.hear("history", snapshot)
-        self.sink.hear("saver", saver.storage, saver.blobs)
-        self.sink.hear("saver writes", saver.writes)
+        for blobs in _by_version(saver.blobs):
+            self.sink.hear("saver", blobs)
+        self.sink.hear("saver", saver.storage)
+        for checkpoint in sorted(saver.writes, key=str):
+            self.sink.hear("saver writes", saver.writes[checkpoint])
 
     async def again(self, agent: Any, asked: list[Any]) -> None:
         """A harmless turn behind it; `asked` is what the model is asked."""
@@ -131,6 +135,14 @@ class Watch:
         except (GuardError, StructuredOutputError) as error:
             self.sink.hear("error", error)
         self.sink.hear("next turn", asked[before:])
+
+
+def _by_version(blobs: Mapping[Any, Any]) -> list[list[Any]]:
+    """What a saver stored of the channels, oldest versions first."""
+    versions = defaultdict[int, list[Any]](list)
+    for (_, _, _, version), blob in blobs.items():
+        versions[int(str(version).split(".")[0])].append(blob)
+    return [versions[version] for version in sorted(versions)]
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import Enum
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from integrations.langchain.tests.leaks.doors import DOORS
 from integrations.langchain.tests.leaks.observing import observed
@@ -55,7 +56,7 @@ BEFORE = {
     "callbacks: chain start": {0, 1},
     "tracer": {0},
     "history": {0, 1},
-    "saver": {0},
+    "saver": {0, 1},
     "saver writes": {0},
 }
 """Where the input of an agent is before any of its middleware runs, and among the how-manieth.
@@ -71,13 +72,19 @@ STAYS = {"state": {0}, **BEFORE}
 Places = dict[str, set[int]]
 
 
-class Cell(Enum):
-    """What is to be said of one surface."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """In how many scenarios a word was observed on one surface."""
 
-    ABSENT = "–"
-    CLEAN = "clean"
-    BEFORE = "before"
-    LEAKS = "leaks"
+    scenarios: int
+    leaks: int = 0
+    before: int = 0
+    """Where it was there before anything could be judged, and later nowhere."""
+
+    def __str__(self) -> str:
+        if self.leaks:
+            return f"**leaks** {self.leaks}/{self.scenarios}"
+        return "first" if self.before else "clean"
 
 
 _seen: dict[tuple[Subject, Scenario], Places] = {}
@@ -90,32 +97,33 @@ async def places(subject: Subject, scenario: Scenario) -> Places:
         found = Places()
         for door in DOORS:
             sink = await observed(subject, scenario, door)
-            assert sink.heard["model"] or scenario.threat is Threat.INPUT
             for surface, numbers in sink.places(scenario.word).items():
                 found.setdefault(surface, set()).update(numbers)
         _seen[key] = found
     return _seen[key]
 
 
-def unexplained(found: Places, threat: Threat, *, error: bool = False) -> Places:
+def unexplained(found: Places, subject: Subject, scenario: Scenario) -> Places:
     """What is observed and was not there before any middleware ran."""
-    before = (STAYS if error else BEFORE) if threat is Threat.INPUT else {}
-    left = {surface: numbers - before.get(surface, set()) for surface, numbers in found.items()}
+    before = STAYS if subject.variant.startswith("error") else BEFORE
+    explained = before if scenario.threat is Threat.INPUT else {}
+    left = {surface: numbers - explained.get(surface, set()) for surface, numbers in found.items()}
     return {surface: numbers for surface, numbers in left.items() if numbers}
 
 
-async def column(subjects: Iterable[Subject], threat: Threat) -> dict[str, Cell]:
-    """What is to be said of every surface where subjects guard an agent."""
-    cells = dict.fromkeys(SURFACES, Cell.CLEAN)
-    for subject in subjects:
-        for scenario in SCENARIOS:
-            if scenario.threat is threat:
-                found = await places(subject, scenario)
-                leaks = unexplained(found, threat, error=subject.variant.startswith("error"))
-                for surface in found:
-                    cells[surface] = Cell.LEAKS if surface in leaks else _before(cells[surface])
-    return cells
-
-
-def _before(cell: Cell) -> Cell:
-    return Cell.BEFORE if cell is Cell.CLEAN else cell
+async def column(subjects: Sequence[Subject], threat: Threat) -> dict[str, Cell]:
+    """What is to be said of every surface where any of the subjects guards an agent."""
+    scenarios = [scenario for scenario in SCENARIOS if scenario.threat is threat]
+    leaks, before = Counter[str](), Counter[str]()
+    for scenario in scenarios:
+        seen, leaked = set[str](), set[str]()
+        for subject in subjects:
+            found = await places(subject, scenario)
+            seen |= found.keys()
+            leaked |= unexplained(found, subject, scenario).keys()
+        leaks.update(leaked)
+        before.update(seen - leaked)
+    return {
+        surface: Cell(scenarios=len(scenarios), leaks=leaks[surface], before=before[surface])
+        for surface in SURFACES
+    }

@@ -1,4 +1,4 @@
-"""Threads that people and other middleware meddle with: nothing passes unjudged, nor judged twice."""
+"""Threads that people and other middleware change: all is judged, and nothing twice."""
 
 from __future__ import annotations
 
