@@ -58,10 +58,20 @@ class GuardedChatModel(BaseChatModel):
     ```
 
     The messages are judged before the inner model is asked, and its reply together with them:
-    while it is written, where it streams. It replaces the inner model wherever one is wanted. The
-    inner one runs without callbacks, and so does what it calls itself; those that it was made with
-    are taken over. What a user sends is in the trace of the run, as with any model. Cached are
-    replies as they were released, for the same policy and engine.
+    while it is written, where it streams. It replaces the inner model wherever one is wanted: tools
+    and structured output are those of the inner one, and so are its names, profile, token counts
+    and parameters. What is bound is bound to this one.
+
+    The inner model runs without callbacks, and so does what it calls itself; those that it was made
+    with are taken over, as are its cache and its rate limiter. What a user sends is in the trace of
+    the run, as with any model; every decision is there too, without text, see `trace`. Cached are
+    replies as they were released, for the same policy and engine, and only what was judged.
+
+    A reply that was taken back has the finish reason "content_filter", and is a refusal where
+    LangChain knows them; see `refusals`. A reply may have notes in its metadata; see `notes`.
+
+    An inner model that streams only in native events of the third version is judged when its reply
+    is complete. A guarded model cannot be dumped and loaded: its engine is live.
 
     Args:
         inner: The model to guard.

@@ -78,7 +78,8 @@ def _blocks(message: AIMessage) -> list[ContentBlock]:
     kinds: set[str] = {block["type"] for block in blocks}
     if _REFUSAL in kinds:
         return blocks
-    refusal: Any = {"type": _REFUSAL, _REFUSAL: ""}  # the text is there already
+    # without a text of its own: that is among the blocks already
+    refusal: Any = {"type": _REFUSAL, _REFUSAL: message.additional_kwargs.get(_REFUSAL) or ""}
     return [*blocks, refusal]
 
 
