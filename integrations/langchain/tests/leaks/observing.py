@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, TypedDict
 
-from langchain.agents import create_agent
+from langchain.agents import create_agent  # pyright: ignore[reportUnknownVariableType]
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AnyMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, StateGraph, add_messages
+from langgraph.graph import START, StateGraph, add_messages  # pyright: ignore[reportMissingTypeStubs]
 
 from integrations.langchain.tests.leaks.doors import Door, Watch
 from integrations.langchain.tests.leaks.models import (
@@ -54,7 +54,8 @@ def agent_of(
     )
     if not nested:
         return agent
-    outer = StateGraph(Outer).add_node("agent", agent).add_edge(START, "agent")
+    graph: Any = StateGraph(Outer)
+    outer = graph.add_node("agent", agent).add_edge(START, "agent")
     return outer.compile(checkpointer=saver)
 
 

@@ -26,7 +26,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.graph.message import REMOVE_ALL_MESSAGES  # pyright: ignore[reportMissingTypeStubs]
 from langgraph.types import Command
 from typing_extensions import override
 
@@ -40,6 +40,12 @@ UNSAFE = f"Where is a {Threat.INPUT.word}?"
 WELL = "All is well now."
 TEA = 'shout({"text": "some tea"})'
 MADE = "Take a kablout."
+
+
+def _talk(place: str, middleware: Any, **fields: Any) -> Talk:
+    """A talk with middleware before or behind the guard."""
+    before, behind = ([middleware], []) if place == "before" else ([], [middleware])
+    return Talk(before=before, behind=behind, **fields)
 
 
 async def test_what_was_judged_is_not_judged_again() -> None:
@@ -170,8 +176,8 @@ class Shortening(AgentMiddleware[Any, Any]):
 
 @pytest.mark.parametrize("place", ["before", "behind"])
 @pytest.mark.parametrize("middleware", [Trimming, Shortening], ids=lambda kind: kind.__name__)
-async def test_a_history_can_be_trimmed(middleware: Any, place: Any) -> None:
-    talk = Talk(**{place: [middleware()]})
+async def test_a_history_can_be_trimmed(middleware: Any, place: str) -> None:
+    talk = _talk(place, middleware())
     for question in ("A word?", "And again?", "Once again?"):
         await talk.say(HumanMessage(question))
         assert talk.judged == [question, WELL]
@@ -183,10 +189,10 @@ async def test_a_history_can_be_trimmed(middleware: Any, place: Any) -> None:
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
-async def test_a_summary_is_judged(place: Any) -> None:
+async def test_a_summary_is_judged(place: str) -> None:
     writer = FakeListChatModel(responses=["They talk of a kablsum."])
     summary = SummarizationMiddleware(writer, trigger=("messages", 4), keep=("messages", 2))
-    talk = Talk(**{place: [summary]})
+    talk = _talk(place, summary)
     for question in ("A word?", "And again?", "Once again?"):
         await talk.say(HumanMessage(question))
     assert any("kablsum" in text for text in talk.judged)
@@ -224,10 +230,9 @@ async def test_a_model_put_in_behind_the_guard_is_judged_when_it_is_complete(lea
 
 @pytest.mark.parametrize("place", ["before", "behind"])
 @pytest.mark.parametrize("leaving", ["end", "replace", "error"])
-async def test_who_asks_a_model_again_hears_nothing_unsafe(place: Any, leaving: str) -> None:
+async def test_who_asks_a_model_again_hears_nothing_unsafe(place: str, leaving: str) -> None:
     retry = ModelRetryMiddleware(max_retries=2, initial_delay=0, jitter=False)
-    settings: Any = {place: [retry], "guards": [{"exit_behavior": leaving}]}
-    talk = Talk(model=model(UNSAFE_REPLY), **settings)
+    talk = _talk(place, retry, model=model(UNSAFE_REPLY), guards=[{"exit_behavior": leaving}])
     await talk.say(HumanMessage("A word?"), door=astream)
     assert talk.places(Threat.OUTPUT.word) == set()
 
