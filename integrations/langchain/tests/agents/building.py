@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import BaseTool, tool
+from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from guardrails_qwen import Action, Guard, OnError, Policy, Stage
 from guardrails_qwen.rules import Rule, StagePolicy
 from guardrails_qwen.testing import ScriptedEngine
+from integrations.langchain.tests.agents.frameworks import create_agent, tool
 from integrations.langchain.tests.doubles import SCRIPT
 from integrations.langchain.tests.leaks.models import Reply, ScriptedModel
 from langchain_guardrails_qwen.agents import GuardrailMiddleware

@@ -1,6 +1,7 @@
 """A guard as a node: before and behind a model, behind tools, in states of every form."""
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -8,8 +9,6 @@ import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import MessagesState, add_messages
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import Send
 from pydantic import BaseModel, Field
@@ -27,6 +26,13 @@ from integrations.langchain.tests.agents.building import (
     said,
     says,
     user,
+)
+from integrations.langchain.tests.agents.frameworks import (
+    END,
+    START,
+    MessagesState,
+    add_messages,
+    graph_of,
 )
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
 from langchain_guardrails_qwen.graph import GuardedState, guard_node, is_blocked, passing
@@ -52,20 +58,33 @@ class OwnState(MessagesState):
 STATES = [GuardedState, DataState, PydanticState, OwnState]
 
 
-def replying(text: str) -> Any:
-    """A node that replies."""
-    return lambda _state: {"messages": [AIMessage(text)]}
+def replying(*texts: str) -> Callable[[Any], Any]:
+    """A node that says each of these in a turn of its own."""
+    left = iter(texts)
+
+    def node(state: Any) -> Any:
+        return {"messages": [AIMessage(next(left))]}
+
+    return node
+
+
+def asking(llm: Any) -> Callable[[Any], Any]:
+    """A node that asks a model."""
+
+    def node(state: Any) -> Any:
+        return {"messages": [llm.invoke(state["messages"])]}
+
+    return node
 
 
 def chat(
     *replies: str, state: Any = GuardedState, engine: ScriptedEngine | None = None, **settings: Any
 ) -> Any:
     """A guard, a model that says each of these in a turn of its own, and the guard again."""
-    left = iter(replies)
     node = guard_node(guard(engine), **settings)
-    builder = StateGraph(state)
+    builder = graph_of(state)
     builder.add_node("check", node)
-    builder.add_node("model", lambda _state: {"messages": [AIMessage(next(left))]})
+    builder.add_node("model", replying(*replies))
     builder.add_node("recheck", node)
     builder.add_edge(START, "check")
     builder.add_conditional_edges("check", passing("model"))
@@ -166,9 +185,9 @@ def looping(found: str, *replies: Any, **settings: Any) -> Any:
     """A model with a tool, and a guard behind both."""
     tools: list[BaseTool] = [finding(found)]
     llm = model(*replies)
-    builder = StateGraph(GuardedState, input_schema=MessagesState)
+    builder = graph_of(GuardedState, input_schema=MessagesState)
     builder.add_node("guard", guard_node(guard(), **settings))
-    builder.add_node("model", lambda state: {"messages": [llm.invoke(state["messages"])]})
+    builder.add_node("model", asking(llm))
     builder.add_node("recheck", guard_node(guard(), **settings))
     builder.add_node("tools", ToolNode(tools))
     builder.add_edge(START, "guard")
@@ -219,10 +238,10 @@ async def test_two_guards_have_names(run: Run) -> None:
     from integrations.langchain.tests.doubles import UNSAFE
 
     other = Guard(ScriptedEngine({"gun": UNSAFE}), Policy.strict())
-    builder = StateGraph(GuardedState)
+    builder = graph_of(GuardedState)
     builder.add_node("one", guard_node(guard(), name="one"))
     builder.add_node("two", guard_node(other, name="two", exit_behavior="replace"))
-    builder.add_node("model", replying("fine"))
+    builder.add_node("model", replying("fine", "fine"))
     builder.add_edge(START, "one")
     builder.add_conditional_edges("one", passing("two", name="one"))
     builder.add_conditional_edges("two", passing("model", name="two"))
@@ -236,7 +255,7 @@ async def test_two_guards_have_names(run: Run) -> None:
 
 
 async def test_an_edge_may_lead_anywhere(run: Run) -> None:
-    builder = StateGraph(GuardedState)
+    builder = graph_of(GuardedState)
     builder.add_node("guard", guard_node(guard()))
     builder.add_node("model", replying("fine"))
     builder.add_node("apology", replying("Sorry."))
@@ -247,7 +266,7 @@ async def test_an_edge_may_lead_anywhere(run: Run) -> None:
 
 
 async def test_parallel_parts_are_guarded_each_for_itself(run: Run) -> None:
-    builder = StateGraph(GuardedState)
+    builder = graph_of(GuardedState)
     builder.add_node("guard", guard_node(guard(), exit_behavior="replace"))
 
     def split(_state: Any) -> list[Send]:
@@ -267,12 +286,12 @@ async def test_parallel_parts_are_guarded_each_for_itself(run: Run) -> None:
 
 async def test_a_subgraph_shares_what_is_known(run: Run) -> None:
     engine = ScriptedEngine(SCRIPT)
-    inner = StateGraph(GuardedState)
+    inner = graph_of(GuardedState)
     inner.add_node("guard", guard_node(guard(engine)))
     inner.add_node("model", replying("fine"))
     inner.add_edge(START, "guard")
     inner.add_conditional_edges("guard", passing("model"))
-    builder = StateGraph(GuardedState)
+    builder = graph_of(GuardedState)
     builder.add_node("first", guard_node(guard(engine)))
     builder.add_node("chat", inner.compile())
     builder.add_node("last", guard_node(guard(engine)))
@@ -295,7 +314,7 @@ async def test_messages_that_have_no_ids_cannot_be_changed_in_silence(run: Run) 
         seen.extend(message.text for message in state["messages"])
         return {"messages": [AIMessage("fine")]}
 
-    builder = StateGraph(Plain)
+    builder = graph_of(Plain)
     builder.add_node("guard", guard_node(guard(), exit_behavior="replace"))
     builder.add_node("model", node)
     builder.add_edge(START, "guard")
@@ -338,7 +357,7 @@ def test_what_is_unknown_is_refused(field_: str) -> None:
 async def test_all_of_a_thread_may_be_judged(run: Run) -> None:
     for scope, count in (("turn", 1), ("all", 3)):
         engine = ScriptedEngine(SCRIPT)
-        builder = StateGraph(GuardedState)
+        builder = graph_of(GuardedState)
         builder.add_node("guard", guard_node(guard(engine), scope=scope))  # pyright: ignore[reportArgumentType]
         builder.add_edge(START, "guard")
         messages = [("user", "a"), ("assistant", "b"), ("user", "c")]

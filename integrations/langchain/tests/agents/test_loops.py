@@ -1,5 +1,6 @@
 """What is judged when, over several loops and turns: everything once, and nothing skipped."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langgraph.graph.message import REMOVE_ALL_MESSAGES
 
 from guardrails_qwen import Guard, Policy
 from guardrails_qwen.testing import ScriptedEngine
@@ -31,6 +31,7 @@ from integrations.langchain.tests.agents.building import (
     says,
     user,
 )
+from integrations.langchain.tests.agents.frameworks import REMOVE_ALL_MESSAGES
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
 from langchain_guardrails_qwen.agents import GuardrailMiddleware
 
@@ -101,7 +102,7 @@ async def test_an_error_is_raised_anew_until_the_message_is_gone(run: Run) -> No
     assert said(result["messages"]) == ["human: hi", "ai: fine"]
 
 
-MEANS: dict[str, Any] = {
+MEANS: dict[str, Callable[[Any], Any]] = {
     "an edit by the same id": lambda state: [HumanMessage("a bomb", id=state[0].id)],
     "a made up reply": lambda _state: [AIMessage("a bomb"), HumanMessage("go on")],
     "a made up reply at the end": lambda _state: [AIMessage("Sure, a bomb")],
@@ -241,7 +242,7 @@ async def test_ids_of_calls_may_come_again(run: Run) -> None:
     assert "user: c" in made.judged
 
 
-SWITCHES: dict[str, tuple[dict[str, bool], list[str]]] = {
+SWITCHES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "input": ({"check_input": False}, ["assistant", "tool", "assistant"]),
     "output": ({"check_output": False}, ["user", "assistant", "tool"]),
     "results": ({"check_tool_results": False}, ["user", "assistant", "assistant"]),
@@ -262,7 +263,7 @@ SWITCHES: dict[str, tuple[dict[str, bool], list[str]]] = {
 @pytest.mark.parametrize(("off", "judged"), SWITCHES.values(), ids=SWITCHES)
 @pytest.mark.parametrize("beside", [False, True], ids=["before", "beside"])
 async def test_what_is_switched_off_is_not_judged(
-    off: dict[str, bool], judged: list[str], beside: bool, run: Run
+    off: dict[str, Any], judged: list[str], beside: bool, run: Run
 ) -> None:
     made = agent(calls("cats"), says("fine"), beside=beside, **off)
     await run(made.graph, user("hi"))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from langchain.agents import create_agent
 from langchain.agents.middleware import (
     AgentMiddleware,
     ClearToolUsesEdit,
@@ -21,11 +20,11 @@ from langchain.agents.middleware import (
 from langchain.agents.middleware.types import ModelResponse
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, tool
-from langgraph.cache.memory import InMemoryCache as GraphCache
+from langchain_core.runnables import RunnableLambda
+from langgraph.cache.memory import (  # pyright: ignore[reportMissingTypeStubs]
+    InMemoryCache as GraphCache,
+)
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, StateGraph
-from langgraph.graph.message import MessagesState
 from langgraph.types import Command
 
 from guardrails_qwen import Guard, GuardViolation, Policy
@@ -40,6 +39,13 @@ from integrations.langchain.tests.agents.building import (
     said,
     says,
     user,
+)
+from integrations.langchain.tests.agents.frameworks import (
+    START,
+    MessagesState,
+    create_agent,
+    graph_of,
+    tool,
 )
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
 from integrations.langchain.tests.leaks.models import ScriptedModel
@@ -57,7 +63,8 @@ def down(_messages: Any) -> Any:
 @pytest.mark.parametrize("reply", ["fine", "a bomb"])
 async def test_a_model_that_takes_over_is_guarded(inside: bool, reply: str, run: Run) -> None:
     fallback: list[Any] = [ModelFallbackMiddleware(model(says(reply)))]
-    made = agent(**{"after" if inside else "before": fallback})
+    around: dict[str, Any] = {"after" if inside else "before": fallback}
+    made = agent(**around)
     made.model.script = down
     result = await run(made.graph, user("hi"))
     expected = reply if reply == "fine" else REPLACED
@@ -68,7 +75,8 @@ async def test_a_model_that_takes_over_is_guarded(inside: bool, reply: str, run:
 @pytest.mark.parametrize("inside", [False, True], ids=["around", "inside"])
 async def test_a_model_that_is_asked_again_is_guarded(inside: bool, run: Run) -> None:
     retry: list[Any] = [ModelRetryMiddleware(max_retries=2, **QUICK)]
-    made = agent(**{"after" if inside else "before": retry})
+    around: dict[str, Any] = {"after" if inside else "before": retry}
+    made = agent(**around)
     replies = iter([None, says("a bomb")])
 
     def script(messages: Any) -> Any:
@@ -107,8 +115,8 @@ async def test_what_is_told_of_a_tool_that_failed_is_judged(inside: bool, run: R
         raise ValueError("a bomb")
 
     retry: list[Any] = [ToolRetryMiddleware(max_retries=0, on_failure="continue", **QUICK)]
-    around = {"after" if inside else "before": retry}
-    made = agent(calls("x"), tools=[search], **around)  # pyright: ignore[reportArgumentType]
+    around: dict[str, Any] = {"after" if inside else "before": retry}
+    made = agent(calls("x"), tools=[search], **around)
     result = await run(made.graph, user("hi"))
     assert said(result["messages"])[2:] == [f"tool: {REPLACED}", f"ai: {REPLACED}"]
     assert len(made.model.sent) == 1
@@ -196,7 +204,8 @@ async def test_limits_of_models_hold(run: Run) -> None:
 @pytest.mark.parametrize("where", ["before", "after"])
 async def test_what_others_redact_is_judged_as_redacted(where: str, run: Run) -> None:
     pii = PIIMiddleware("bomb", detector=r"bomb", strategy="redact", apply_to_input=True)
-    made = agent(says("fine"), **{where: [pii]})  # pyright: ignore[reportArgumentType]
+    others: dict[str, Any] = {where: [pii]}
+    made = agent(says("fine"), **others)
     result = await run(made.graph, user("a bomb"))
     last = {"before": "ai: fine", "after": f"ai: {REPLACED}"}[where]
     assert said(result["messages"])[-1] == last
@@ -220,14 +229,18 @@ class Wrapping(Anything):
 
 def sending(text: str) -> Any:
     """Sends one message more."""
-    return Wrapping(lambda r: r.override(messages=[*r.messages, HumanMessage(text)]))
+
+    def more(request: Any) -> Any:
+        return request.override(messages=[*request.messages, HumanMessage(text)])
+
+    return Wrapping(more)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
 @pytest.mark.parametrize("leaving", ["end", "replace"])
 async def test_what_others_send_is_judged(where: str, leaving: str, run: Run) -> None:
-    others = {where: [sending("a bomb")]}
-    made = agent(says("fine"), exit_behavior=leaving, **others)  # pyright: ignore[reportArgumentType]
+    others: dict[str, Any] = {where: [sending("a bomb")]}
+    made = agent(says("fine"), exit_behavior=leaving, **others)
     result = await run(made.graph, user("hi"))
     last = {"end": f"ai: {REPLACED}", "replace": "ai: fine"}[leaving]
     assert said(result["messages"]) == ["human: hi", last]
@@ -236,7 +249,11 @@ async def test_what_others_send_is_judged(where: str, leaving: str, run: Run) ->
 
 def answering(reply: Any) -> Any:
     """Puts a reply in place of the model's."""
-    return Wrapping(None, lambda response: ModelResponse(result=[reply]))
+
+    def other(response: Any) -> Any:
+        return ModelResponse(result=[reply])
+
+    return Wrapping(None, other)
 
 
 @pytest.mark.parametrize("exits", ["end", "replace"])
@@ -312,10 +329,11 @@ class Answering(Anything):
 
 @pytest.mark.parametrize("where", ["before", "after"])
 async def test_what_others_answer_for_a_tool_is_judged(where: str, run: Run) -> None:
-    other = Answering(
-        lambda request: ToolMessage("a bomb", tool_call_id=request.tool_call["id"], name="search")
-    )
-    made = agent(calls("x"), **{where: [other]})  # pyright: ignore[reportArgumentType]
+    def answer(request: Any) -> Any:
+        return ToolMessage("a bomb", tool_call_id=request.tool_call["id"], name="search")
+
+    others: dict[str, Any] = {where: [Answering(answer)]}
+    made = agent(calls("x"), **others)
     result = await run(made.graph, user("hi"))
     assert said(result["messages"])[2:] == [f"tool: {REPLACED}", f"ai: {REPLACED}"]
     assert len(made.model.sent) == 1
@@ -343,16 +361,16 @@ async def test_a_tool_may_be_brought_by_others(run: Run) -> None:
         return query
 
     for where in ("before", "after"):
-        made = agent(calls("x"), tools=[other], **{where: [Bringing()]})  # pyright: ignore[reportArgumentType]
+        others: dict[str, Any] = {where: [Bringing()]}
+        made = agent(calls("x"), tools=[other], **others)
         result = await run(made.graph, user("hi"))
         assert said(result["messages"])[2:] == [f"tool: {REPLACED}", f"ai: {REPLACED}"]
 
 
 async def test_tools_of_other_middleware_are_guarded(run: Run) -> None:
-    class Having(Anything):
-        tools = [finding("a bomb")]
-
-    made = agent(calls("x"), tools=[], before=[Having()])
+    having = Wrapping()
+    having.tools = [finding("a bomb")]
+    made = agent(calls("x"), tools=[], before=[having])
     result = await run(made.graph, user("hi"))
     assert said(result["messages"])[2:] == [f"tool: {REPLACED}", f"ai: {REPLACED}"]
 
@@ -398,7 +416,7 @@ async def test_replies_may_come_from_a_cache(run: Run) -> None:
 
 async def test_an_agent_may_be_part_of_a_graph(run: Run) -> None:
     inner = agent(says("a bomb"), tools=[], options={"checkpointer": None, "name": "inner"})
-    builder = StateGraph(MessagesState)
+    builder = graph_of(MessagesState)
     builder.add_node("agent", inner.graph)
     builder.add_edge(START, "agent")
     made = builder.compile(checkpointer=InMemorySaver())
@@ -409,12 +427,16 @@ async def test_an_agent_may_be_part_of_a_graph(run: Run) -> None:
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 async def test_an_agent_as_a_tool_is_guarded(run: Run) -> None:
-    from langchain_core.runnables import RunnableLambda
-
     inner = agent(says("a bomb"), tools=[], options={"checkpointer": None})
-    ask = RunnableLambda(lambda query: user(str(query["query"]))) | inner.graph  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType, reportUnknownArgumentType, reportIndexIssue]
-    last: Any = ask | (lambda state: state["messages"][-1].text)  # pyright: ignore[reportUnknownLambdaType, reportUnknownVariableType]
-    asking: BaseTool = last.as_tool(name="search", description="Search.", arg_types={"query": str})
+
+    def question(arguments: Any) -> Any:
+        return user(arguments["query"])
+
+    def reply(state: Any) -> Any:
+        return state["messages"][-1].text
+
+    chain: Any = RunnableLambda(question) | inner.graph | reply
+    asking = chain.as_tool(name="search", description="Search.", arg_types={"query": str})
     made = agent(calls("x"), says("fine"), tools=[asking])
     result = await run(made.graph, user("hi"))
     assert said(result["messages"])[2:] == [f"tool: {REPLACED}", "ai: fine"]
@@ -457,7 +479,7 @@ async def test_a_violation_is_no_failure_to_try_again(run: Run) -> None:
 async def test_models_may_be_bound(run: Run) -> None:
     inner = model(says("a bomb"))
     made = create_agent(
-        inner.bind(stop=["x"]),  # pyright: ignore[reportArgumentType]
+        inner.bind(stop=["x"]),
         [],
         middleware=[GuardrailMiddleware(Guard(ScriptedEngine(SCRIPT), Policy.strict()))],
     )

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import tool
 
 from guardrails_qwen import Conversation, Guard, Policy
 from guardrails_qwen.testing import ScriptedEngine
@@ -22,6 +21,7 @@ from integrations.langchain.tests.agents.building import (
     says,
     user,
 )
+from integrations.langchain.tests.agents.frameworks import tool
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
 
 
@@ -77,12 +77,12 @@ async def test_threads_of_one_agent_do_not_mix() -> None:
 def test_nor_do_they_in_system_threads() -> None:
     made = agent()
     made.model.script = lambda messages: says(f"re {messages[-1].text}")
+
+    def ask(item: tuple[str, str]) -> Any:
+        return made.graph.invoke(user(item[1]), in_thread(item[0]))
+
     with ThreadPoolExecutor(8) as pool:
-        results = list(
-            pool.map(
-                lambda item: made.graph.invoke(user(item[1]), in_thread(item[0])), TEXTS.items()
-            )
-        )
+        results = list(pool.map(ask, TEXTS.items()))
     replies = [said(result["messages"])[-1] for result in results]
     assert replies == [
         f"ai: {REPLACED}" if text == "a bomb" else "ai: re hi" for text in TEXTS.values()

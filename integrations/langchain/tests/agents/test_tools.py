@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
-from langchain.agents import create_agent
 from langchain.tools import ToolRuntime
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, ToolMessage
@@ -14,11 +13,8 @@ from langchain_core.tools import (
     InjectedToolCallId,
     StructuredTool,
     ToolException,
-    tool,
 )
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import MessagesState
 from langgraph.prebuilt import InjectedState, InjectedStore
 from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
@@ -36,6 +32,14 @@ from integrations.langchain.tests.agents.building import (
     said,
     says,
     user,
+)
+from integrations.langchain.tests.agents.frameworks import (
+    END,
+    START,
+    MessagesState,
+    create_agent,
+    graph_of,
+    tool,
 )
 from integrations.langchain.tests.doubles import REPLACED
 
@@ -149,7 +153,7 @@ async def test_an_artifact_goes_with_its_content(content: str, left: Any, run: R
     assert message.text == ("cats" if left else REPLACED)
 
 
-ERRORS: Values = {
+ERRORS: dict[str, tuple[bool | str | Callable[[Any], str], str, str]] = {
     "True": (True, "about cats", "about cats"),
     "a text": ("It failed.", BOMB, "It failed."),
     "a function": (lambda error: f"Oh: {error}", "about cats", "Oh: about cats"),
@@ -188,7 +192,7 @@ async def test_other_errors_are_raised_as_without_a_guard(error: Exception, run:
     assert caught.value is error
 
 
-INVALID: Values = {
+INVALID: dict[str, tuple[bool | str | Callable[[Any], str], str]] = {
     "by default": (False, "Error invoking tool"),
     "True": (True, "Tool input validation error"),
     "a text": ("Wrong.", "Wrong."),
@@ -217,7 +221,7 @@ async def test_a_tool_that_nobody_has_is_told(run: Run) -> None:
     assert said(result["messages"])[-1] == "ai: fine"
 
 
-COMMANDS: Values = {
+COMMANDS: dict[str, Callable[[str], Any]] = {
     "a message": lambda id_: {"messages": [ToolMessage(BOMB, tool_call_id=id_)]},
     "a dict": lambda id_: {"messages": [{"role": "tool", "content": BOMB, "tool_call_id": id_}]},
     "with another": lambda id_: {
@@ -277,13 +281,18 @@ async def test_a_command_to_the_graph_around_is_judged(run: Run) -> None:
         tools=[commanding(update, graph=Command.PARENT, goto="after")],
         options={"checkpointer": None},
     )
-    builder = StateGraph(MessagesState)
+    builder = graph_of(MessagesState)
     builder.add_node("agent", made.graph, destinations=("after",))
-    builder.add_node("after", lambda state: {})
+    builder.add_node("after", nothing)
     builder.add_edge(START, "agent")
     builder.add_edge("after", END)
     result = await run(builder.compile(checkpointer=InMemorySaver()), user("hi"))
     assert said(result["messages"])[-1] == f"tool: {REPLACED}"
+
+
+def nothing(state: Any) -> Any:
+    """Changes nothing."""
+    return {}
 
 
 def _call(id_: str) -> Any:
@@ -420,7 +429,7 @@ async def test_an_agent_may_be_a_tool(inside: bool, run: Run) -> None:
         """Search."""
         return inner.invoke(user(query))["messages"][-1].text
 
-    search.coroutine = asearch.coroutine  # pyright: ignore[reportAttributeAccessIssue]
+    search.coroutine = asearch.coroutine
     made = agent(calls("x"), says("fine"), tools=[search], exit_behavior="replace")
     result = await run(made.graph, user("hi"))
     assert said(result["messages"])[2:] == [f"tool: {REPLACED}", "ai: fine"]
