@@ -15,27 +15,26 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, cast
 
-from langchain_core.messages import AnyMessage, BaseMessage, ToolMessage
-from langchain_core.prompt_values import (
-    ChatPromptValue,
-    ChatPromptValueConcrete,
-    StringPromptValue,
-)
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
+from pydantic import InstanceOf
 
 from guardrails_qwen import Action, ConversationError, Decision, Message, Role
 from langchain_guardrails_qwen.messages import decided_message, normalized, read_message
 
 STATE_KEY = "messages"
 
+_AnyMessage = InstanceOf[BaseMessage]  # the validators of its classes fail on anything else
+
 Value = (
     str
-    | AnyMessage
-    | list[AnyMessage]
-    | StringPromptValue
-    | ChatPromptValueConcrete
+    | _AnyMessage
+    | list[_AnyMessage | str | tuple[str, Any] | dict[str, Any]]
+    | InstanceOf[StringPromptValue]
+    | InstanceOf[ChatPromptValue]
     | dict[str, Any]
 )
-"""What a guard judges, as schemas describe it; messages also in LangChain's short forms."""
+"""What a guard judges, as schemas describe it."""
 
 Put = Callable[[Sequence[Decision]], Any]
 """From one decision for each judged message, some of them not allowed, to the value to pass on."""

@@ -16,11 +16,21 @@ from langchain_core.runnables import (
 )
 from langchain_core.runnables.base import RunnableLike, coerce_to_runnable
 from langchain_core.runnables.config import patch_config
+from langchain_core.runnables.graph import Graph
+from pydantic import BaseModel
 from typing_extensions import override
 
 from guardrails_qwen.streaming import aclose_source
 from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
 from langchain_guardrails_qwen.streams import added_up
+
+
+class Input(BaseModel):
+    """What a pair is given, in drawings."""
+
+
+class Output(BaseModel):
+    """What a pair gives, in drawings."""
 
 
 def guarded(
@@ -91,6 +101,16 @@ class Guarded(RunnableSequence[Any, Any]):
     @override
     def get_lc_namespace(cls) -> list[str]:
         return cls.__module__.split(".")
+
+    @override
+    def get_graph(self, config: RunnableConfig | None = None) -> Graph:
+        """The steps between an input and an output: chains around it leave its ends out."""
+        graph = super().get_graph(config)
+        first, last = graph.first_node(), graph.last_node()
+        if first and last:
+            graph.add_edge(graph.add_node(Input), first)
+            graph.add_edge(last, graph.add_node(Output))
+        return graph
 
     def _bound(self, kwargs: dict[str, Any]) -> RunnableSequence[Any, Any]:
         left, runnable, right = self.steps

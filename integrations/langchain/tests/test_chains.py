@@ -91,7 +91,10 @@ def alone(guard: GuardRunnable, llm: EchoModel) -> Runnable[Any, Any]:
         ),
         pytest.param(
             GuardRunnable.wrap,
-            ["guard-input --> EchoModel;", "EchoModel --> guard-output;"],
+            [
+                *["guard-input --> EchoModel;", "EchoModel --> guard-output;"],
+                *["Input --> guard-input;", "guard-output --> Output;"],
+            ],
             id="wrap",
         ),
         pytest.param(alone, [], id="alone"),
