@@ -8,7 +8,8 @@ from typing import Any
 
 from guardrails_qwen import Decision, Guard, GuardError, Stage
 from guardrails_qwen.streaming import Streaming
-from langchain_guardrails_qwen.passage import Passing, asked, passages, settled, shared
+from langchain_guardrails_qwen.document_passage import DocumentPassage
+from langchain_guardrails_qwen.passage import Passage, Passing, asked, attempt, settled, shared
 from langchain_guardrails_qwen.prompts import Place
 
 Results = Sequence[Decision | GuardError]
@@ -59,7 +60,8 @@ class Gate:
 
     def read(self, values: Iterable[Any], places: Iterable[Place]) -> list[Passing]:
         """The values as they pass."""
-        return passages(values, places, self.stage, self.key, self.streaming.closing)
+        pairs = zip(values, places, strict=True)
+        return [attempt(self._read, value, place) for value, place in pairs]
 
     def check(self, passing: Sequence[Passing]) -> list[Decision | GuardError]:
         """The results for all that has to be judged of them, in order."""
@@ -74,6 +76,12 @@ class Gate:
         )
         self.heard(results)
         return results
+
+    def _read(self, value: Any, place: Place) -> Passing:
+        documents = DocumentPassage.of(value, self.guard, self.stage)
+        if documents:
+            return documents
+        return Passage.of(value, place, self.stage, self.key, self.streaming.closing)
 
 
 def none_failed(results: list[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from guardrails_qwen import (
     Role,
     Stage,
 )
+from langchain_guardrails_qwen.document_passage import DocumentPassage
 from langchain_guardrails_qwen.prompts import Place, Prompt, recall, remember
 from langchain_guardrails_qwen.values import Reading, read
 
@@ -110,22 +111,16 @@ class Passage:
         return read(passed_on, key=self.key, speaker=self.reading.messages[-1].role)
 
 
-Passing = Passage | ConversationError
+Passing = Passage | DocumentPassage | ConversationError
 """A value as it passes, or why it cannot be read."""
 
 
-def passages(
-    values: Iterable[Any],
-    places: Iterable[Place],
-    stage: Stage | None,
-    key: str | None,
-    closing: str | None,
-) -> list[Passing]:
-    """Values as they pass; one that cannot be read spares its neighbours."""
-    return [
-        _attempt(value, place, stage, key, closing)
-        for value, place in zip(values, places, strict=True)
-    ]
+def attempt(read: Callable[..., Passing], *args: Any) -> Passing:
+    """What reading a value gives; one that cannot be read spares its neighbours."""
+    try:
+        return read(*args)
+    except ConversationError as error:
+        return error
 
 
 def asked(passing: Iterable[Passing]) -> list[Conversation]:
@@ -133,7 +128,7 @@ def asked(passing: Iterable[Passing]) -> list[Conversation]:
     return [
         conversation
         for passage in passing
-        if isinstance(passage, Passage)
+        if not isinstance(passage, ConversationError)
         for conversation in passage.conversations
     ]
 
@@ -144,9 +139,9 @@ def shared(
     """The results of a batch, each value's own; of one that cannot be read, why."""
     answers = iter(results)
     return [
-        [next(answers) for _ in range(passage.reading.judged)]
-        if isinstance(passage, Passage)
-        else [passage]
+        [passage]
+        if isinstance(passage, ConversationError)
+        else [next(answers) for _ in passage.conversations]
         for passage in passing
     ]
 
@@ -154,21 +149,12 @@ def shared(
 def settled(passing: Sequence[Passing], results: Iterable[Decision | GuardError]) -> list[Any]:
     """What becomes of a batch: the value to pass on, or the error, of each."""
     return [
-        _settled(passage, answers) if isinstance(passage, Passage) else passage
+        passage if isinstance(passage, ConversationError) else _settled(passage, answers)
         for passage, answers in zip(passing, shared(passing, results), strict=True)
     ]
 
 
-def _attempt(
-    value: Any, place: Place, stage: Stage | None, key: str | None, closing: str | None
-) -> Passing:
-    try:
-        return Passage.of(value, place, stage, key, closing)
-    except ConversationError as error:
-        return error
-
-
-def _settled(passage: Passage, results: Sequence[Decision | GuardError]) -> Any:
+def _settled(passage: Passage | DocumentPassage, results: Sequence[Decision | GuardError]) -> Any:
     try:
         return passage.settle(results)
     except GuardError as error:

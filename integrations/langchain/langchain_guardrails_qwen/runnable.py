@@ -39,7 +39,7 @@ from langchain_guardrails_qwen.sources import (
     started,
 )
 from langchain_guardrails_qwen.trace import aannotate, annotate
-from langchain_guardrails_qwen.values import Value
+from langchain_guardrails_qwen.values import DocumentValue, Value
 from langchain_guardrails_qwen.wrap import guarded
 
 RunManagers = Sequence[BaseRunManager]
@@ -59,7 +59,9 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     It takes a text, a message, a list of messages in any form, a prompt value, a state dict with
     "messages", or a dict of which `key` names the field to judge, and gives the same kind back: the
     very same object where it is allowed. Judged are all messages of the last turn, that is, all
-    trailing messages of one side (the assistant, or everybody else), each in its place.
+    trailing messages of one side (the assistant, or everybody else), each in its place. At
+    `Stage.CONTEXT` it also takes a document or a list of them, as `documents` describes: those that
+    pass have their verdict in their metadata.
 
     The stage follows from the value: the assistant's are output (tool call where there is no text),
     a tool's are tool result, others input. A plain text is output where a guard further left in the
@@ -212,13 +214,13 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     @override
     def InputType(self) -> Any:
         """The kinds of values that can be judged."""
-        return Value
+        return Value | DocumentValue if self.stage is Stage.CONTEXT else Value
 
     @property
     @override
     def OutputType(self) -> Any:
         """The same: a guard gives the kind back that it is given."""
-        return Value
+        return self.InputType
 
     @override
     def get_graph(self, config: RunnableConfig | None = None) -> Graph:

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, cast
 
+from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from pydantic import InstanceOf
@@ -35,6 +36,9 @@ Value = (
     | dict[str, Any]
 )
 """What a guard judges, as schemas describe it."""
+
+DocumentValue = InstanceOf[Document] | list[InstanceOf[Document]]
+"""… and what else, at `Stage.CONTEXT`."""
 
 Put = Callable[[Sequence[Decision]], Any]
 """From one decision for each judged message, some of them not allowed, to the value to pass on."""
