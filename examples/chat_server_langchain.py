@@ -158,7 +158,7 @@ async def main() -> None:
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=None) as client:  # the guard is loaded first
         for message in list(TALKS)[:3]:
             await ask(client, message)
         await ask(client, "What does the stand-in not know?")
