@@ -7,7 +7,6 @@ from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
-from langchain_core.caches import BaseCache
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
@@ -16,7 +15,6 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -35,7 +33,7 @@ from langchain_guardrails_qwen.generations import (
     chunk_of,
     messages_of,
 )
-from langchain_guardrails_qwen.judged_cache import JudgedCache
+from langchain_guardrails_qwen.judged_cache import judged_only
 from langchain_guardrails_qwen.native import asteps, steps
 from langchain_guardrails_qwen.runs import Listening, atold, told
 from langchain_guardrails_qwen.structured import replanted
@@ -345,9 +343,7 @@ class GuardedChatModel(BaseChatModel):
 
     def _in(self, run_manager: BaseRunManager | None) -> Self:
         """This model for one run, with a cache for what was judged."""
-        given = self.cache if isinstance(self.cache, BaseCache) else get_llm_cache()
-        cache = JudgedCache(given) if given is not None and self.cache is not False else self.cache
-        model = self.model_copy(update={"cache": cache})
+        model = self.model_copy(update={"cache": judged_only(self.cache)})
         model._manager = run_manager
         return model
 

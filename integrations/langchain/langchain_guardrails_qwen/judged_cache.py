@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
+from langchain_core.globals import get_llm_cache
 from langchain_core.outputs import ChatGeneration
 from typing_extensions import override
 
@@ -46,6 +47,12 @@ class JudgedCache(BaseCache):
     @override
     async def aclear(self, **kwargs: Any) -> None:
         await self.cache.aclear(**kwargs)
+
+
+def judged_only(cache: BaseCache | bool | None) -> BaseCache | bool | None:
+    """The cache of a model, if it has one: its own, or the one that LangChain has for all."""
+    given = cache if isinstance(cache, BaseCache) else get_llm_cache()
+    return cache if cache is False or given is None else JudgedCache(given)
 
 
 def _all_judged(generations: RETURN_VAL_TYPE) -> bool:
