@@ -57,11 +57,11 @@ def guard(engine: str = "tokens") -> Guard:
     return Guard(make(SCRIPT), Policy.strict())
 
 
-def _ours(engine: str, leaving: Any) -> Subject:
+def _ours(engine: str, leaving: Any, *, beside: bool = False) -> Subject:
     def middleware() -> Middlewares:
-        return [GuardrailMiddleware(guard(engine), exit_behavior=leaving)]
+        return [GuardrailMiddleware(guard(engine), exit_behavior=leaving, beside=beside)]
 
-    variant = f"{leaving}, {engine}"
+    variant = f"{leaving}, {engine}{', beside' * beside}"
     return Subject(column="GuardrailMiddleware", variant=variant, middleware=middleware)
 
 
@@ -124,6 +124,8 @@ def _pii() -> Middlewares:
 
 UNGUARDED = Subject(column="nothing")
 OURS = [_ours(engine, way) for engine in ("tokens", "texts") for way in ("end", "replace", "error")]
+BESIDE = _ours("tokens", "end", beside=True)
+"""Judges the input while the model answers it, so the model is sent it."""
 MODELS = [_model(engine) for engine in ("tokens", "texts")]
 PEERS = [
     Subject(column="OpenAIModerationMiddleware", middleware=_openai),

@@ -7,7 +7,14 @@ import pytest
 from integrations.langchain.tests.leaks.doors import DOORS, Door
 from integrations.langchain.tests.leaks.observing import observed
 from integrations.langchain.tests.leaks.results import SURFACES, places, unexplained
-from integrations.langchain.tests.leaks.subjects import MODELS, OURS, PEERS, UNGUARDED, Subject
+from integrations.langchain.tests.leaks.subjects import (
+    BESIDE,
+    MODELS,
+    OURS,
+    PEERS,
+    UNGUARDED,
+    Subject,
+)
 from integrations.langchain.tests.leaks.threats import (
     ARTIFACT,
     HARMLESS_SCENARIOS,
@@ -17,7 +24,13 @@ from integrations.langchain.tests.leaks.threats import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
+ASKED = [s for s in SCENARIOS if s.threat is Threat.INPUT]
 SAID = [s for s in SCENARIOS if s.threat in (Threat.OUTPUT, Threat.ARGUMENTS)]
+BEHIND = {
+    *("result", "state", "next turn", "stream: updates", "stream: messages"),
+    *("events v3: messages", "callbacks: chain end", "error", "logs"),
+}
+"""Where only what comes behind the model's answer is observed."""
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
@@ -34,10 +47,14 @@ async def test_a_guarded_model_says_nothing_unsafe(subject: Subject, scenario: S
 
 
 @pytest.mark.parametrize(
-    ("nested", "remembers"), [(True, True), (False, False)], ids=["subgraph", "no checkpointer"]
+    ("subject", "nested", "remembers"),
+    [
+        pytest.param(OURS[0], True, True, id="subgraph"),
+        pytest.param(OURS[0], False, False, id="no checkpointer"),
+        pytest.param(BESIDE, False, True, id="beside"),
+    ],
 )
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
-@pytest.mark.parametrize("subject", OURS[:3], ids=str)
 async def test_nothing_unsafe_can_be_observed_elsewhere(
     subject: Subject, door: Door, nested: bool, remembers: bool
 ) -> None:
@@ -45,6 +62,15 @@ async def test_nothing_unsafe_can_be_observed_elsewhere(
         if scenario.threat is not Threat.INPUT:
             sink = await observed(subject, scenario, door, nested=nested, remembers=remembers)
             assert sink.places(scenario.word) == {}, str(scenario)
+
+
+@pytest.mark.parametrize("scenario", ASKED, ids=str)
+async def test_an_input_judged_beside_the_model_is_gone_when_the_model_has_answered(
+    scenario: Scenario,
+) -> None:
+    found = await places(BESIDE, scenario)
+    assert "model" in found
+    assert found.keys().isdisjoint(BEHIND)
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "subgraph"])
