@@ -163,7 +163,7 @@ async def test_a_cancelled_run_cancels_its_guard(beside: bool) -> None:
     engine = Hanging()
     made = agent(*REPLIES, guard=Guard(engine, Policy.strict()), beside=beside)
     task = asyncio.create_task(made.graph.ainvoke(user("hi"), {"configurable": {"thread_id": "1"}}))
-    await engine.asked.wait()
+    await asyncio.wait_for(engine.asked.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

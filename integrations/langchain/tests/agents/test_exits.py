@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage
 
 from guardrails_qwen import Action, Guard, GuardViolation, Stage
 from guardrails_qwen.streaming import Streaming
@@ -183,6 +183,36 @@ async def test_the_last_word_can_be_chosen(
     made, turn_ = turn(where, Action.BLOCK, **settings)
     result = await run(made.graph, turn_)
     assert result["messages"][-1].text == closing
+
+
+UNUSUAL: dict[str, AIMessageChunk] = {
+    "thoughts": AIMessageChunk(
+        content=[{"type": "thinking", "thinking": "a bomb"}, {"type": "text", "text": "fine"}]
+    ),
+    "fields": AIMessageChunk(content="fine", additional_kwargs={"reasoning_content": "a bomb"}),
+    "a call that is no JSON": AIMessageChunk(
+        content="",
+        tool_call_chunks=[
+            {  # pyright: ignore[reportArgumentType]
+                "name": "search",
+                "args": '{"query": "a bomb',
+                "id": "1",
+                "index": 0,
+            }
+        ],
+    ),
+    "an old call": AIMessageChunk(
+        content="", additional_kwargs={"function_call": {"name": "x", "arguments": "a bomb"}}
+    ),
+}
+
+
+@pytest.mark.parametrize("chunk", UNUSUAL.values(), ids=UNUSUAL)
+async def test_all_of_a_reply_is_judged(chunk: AIMessageChunk, run: Run) -> None:
+    made = agent([chunk])
+    result = await run(made.graph, user("hi"))
+    assert said(result["messages"]) == ["human: hi", f"ai: {REPLACED}"]
+    assert "bomb" not in str(made.state)
 
 
 @pytest.mark.parametrize("leaving", ["end", "replace"])

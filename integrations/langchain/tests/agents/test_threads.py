@@ -106,7 +106,7 @@ FRESH: dict[str, tuple[list[AnyMessage], str, list[str]]] = {
     "answers of tools": (
         [human("a"), asking("1", "2"), answer("x", "1"), answer("y", "2")],
         "turn",
-        ["x", "y"],
+        ["a", "", "x", "y"],
     ),
 }
 

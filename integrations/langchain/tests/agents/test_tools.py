@@ -224,6 +224,7 @@ async def test_a_tool_that_nobody_has_is_told(run: Run) -> None:
 COMMANDS: dict[str, Callable[[str], Any]] = {
     "a message": lambda id_: {"messages": [ToolMessage(BOMB, tool_call_id=id_)]},
     "a dict": lambda id_: {"messages": [{"role": "tool", "content": BOMB, "tool_call_id": id_}]},
+    "not a list": lambda id_: {"messages": ToolMessage(BOMB, tool_call_id=id_)},
     "with another": lambda id_: {
         "messages": [ToolMessage("a", tool_call_id=id_), HumanMessage(BOMB)]
     },
@@ -409,6 +410,34 @@ async def test_what_an_interrupt_is_answered_is_judged(run: Run) -> None:
     await run(made.graph, user("hi"))
     result = await run(made.graph, Command(resume=BOMB))
     assert said(result["messages"])[-2:] == [f"tool: {REPLACED}", f"ai: {REPLACED}"]
+
+
+async def test_one_call_may_wait_while_another_is_blocked(run: Run) -> None:
+    @tool("search")
+    def search(query: str) -> str:
+        """Search."""
+        return f"{interrupt('What?')}" if query == "ask" else BOMB
+
+    made = agent(calls("ask", "x"), tools=[search])
+    result = await run(made.graph, user("hi"))
+    assert "__interrupt__" in result
+    assert "bomb" not in str(made.state)
+    result = await run(made.graph, Command(resume="cats"))
+    answers = ["tool: cats", f"tool: {REPLACED}"]
+    assert said(result["messages"])[2:] == [*answers, f"ai: {REPLACED}"]
+    assert [line for line in made.judged if line.startswith("tool")].count("tool: cats") == 1
+
+
+async def test_the_user_may_interrupt_a_call_that_waits(run: Run) -> None:
+    @tool("search")
+    def search(query: str) -> str:
+        """Search."""
+        return f"{interrupt('What?')}"
+
+    made = agent(calls("ask"), says("fine"), tools=[search])
+    await run(made.graph, user("hi"))
+    result = await run(made.graph, user("a bomb"))
+    assert said(result["messages"])[2:] == [f"human: {REPLACED}", f"ai: {REPLACED}"]
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["both guarded", "outside"])
