@@ -14,7 +14,7 @@ from guardrails_qwen import Action, Stage
 from langchain_guardrails_qwen.refusals import taken_back
 from langchain_guardrails_qwen.steps import Ask, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import Admission, decision_of, record_of
+from langchain_guardrails_qwen.threads import Admission, decision_of, gone, record_of
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -49,9 +49,7 @@ def admitted(settings: ThreadSettings, state: object) -> Steps[Admitted]:
     results = yield Ask(inspection.asked)
     decisions = inspection.decisions(results)
     admission = inspection.settle([settings.tolerated(decision) for decision in decisions])
-    ids = {message.id for message in thread}
-    gone = dict.fromkeys(key for key in settings.ledger(state) if key not in ids)
-    admission.records.update(gone)
+    admission.records.update(gone(settings.ledger(state), thread))
     if blocked or (ends and admission.violation):
         violation = admission.violation
         return _ended(settings, violation.stage if violation else Stage.TOOL_RESULT, admission)

@@ -30,13 +30,16 @@ from langchain_guardrails_qwen.thread_settings import (
     ledger_of,
     thread_of,
 )
-from langchain_guardrails_qwen.threads import Ledgers, Scope, decision_of, merged
+from langchain_guardrails_qwen.threads import Ledgers, Scope, decision_of, merged, require_arrived
 
-__all__ = ["GuardedState", "guard_node", "is_blocked", "passing"]
+__all__ = ["GuardedState", "Ledgers", "guard_node", "is_blocked", "merged", "passing"]
 
 
 class GuardedState(TypedDict):
-    """A state with messages, and with what guards know of them. Extend it as you need."""
+    """A state with messages, and with what guards know of them. Extend it as you need.
+
+    A state of another kind needs the same field: `guardrails: Annotated[Ledgers, merged]`.
+    """
 
     messages: Annotated[list[AnyMessage], add_messages]
     guardrails: NotRequired[Annotated[Ledgers, merged]]
@@ -55,7 +58,8 @@ def guard_node(
     Behind the input it judges what users send, behind a model its reply (which the state has by
     then, and every stream of it: guard the model as well), behind tools what they answer, each with
     all before it as the context. What was judged is not judged again. A message that is not let
-    through is changed, or removed, by its id.
+    through is changed, or removed, by its id, which takes a state whose messages are kept by
+    `add_messages`; another reducer would add the changed one to the old.
 
     Args:
         guard: The engine and the policy.
@@ -90,6 +94,8 @@ def guard_node(
 def passing(to: str, *, blocked: str = END, name: str = "guard") -> Callable[[Any], str]:
     """A conditional edge behind a guard node.
 
+    It raises `ConversationError` where the node's changes did not reach the state.
+
     Args:
         to: Where a thread goes on that was let through.
         blocked: Where one goes of which the guard has blocked a message.
@@ -97,6 +103,7 @@ def passing(to: str, *, blocked: str = END, name: str = "guard") -> Callable[[An
     """
 
     def passing(state: Any) -> str:
+        require_arrived(ledger_of(state, name), thread_of(state))
         return blocked if is_blocked(state, name=name) else to
 
     passing.__annotations__["return"] = Literal[to, blocked]  # for drawings of the graph

@@ -85,7 +85,8 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
     A changed one keeps type, metadata and id, if that is no more than an id, and loses everything
     else that may say what was decided against: tool calls, reasoning, artifacts, additional
     arguments, log-probabilities, and the name of a user, who may have chosen it. Names of agents
-    and tools are the application's. A reply that was replaced or dropped says so.
+    and tools and ids of calls are the application's, as long as they are no more than that. A reply
+    that was replaced or dropped says so.
     """
     if decision.allowed:
         return message
@@ -97,9 +98,11 @@ def decided_message(message: BaseMessage, decision: Decision) -> BaseMessage:
         **{call: list[Any]() for call in _CALLS if call in fields},
         **_emptied(message),
         **({"artifact": None} if "artifact" in fields else {}),
-        **({"name": None} if isinstance(message, HumanMessage) else {}),
+        "name": None if isinstance(message, HumanMessage) else _token(message.name),
         "id": identity(message),
     }
+    if isinstance(message, ToolMessage):
+        update["tool_call_id"] = _token(message.tool_call_id) or ""
     changed = message.model_copy(update=update)
     (changed.model_extra or {}).clear()
     return changed
@@ -114,7 +117,11 @@ def kept_metadata(given: dict[str, Any]) -> dict[str, Any]:
 
 def identity(message: BaseMessage) -> str | None:
     """The id of a message, if it says nothing."""
-    return message.id if message.id and is_token(message.id) else None
+    return _token(message.id)
+
+
+def _token(text: str | None) -> str | None:
+    return text if text is not None and is_token(text) else None
 
 
 def _finished(message: BaseMessage, decision: Decision) -> dict[str, Any]:

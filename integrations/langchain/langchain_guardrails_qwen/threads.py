@@ -7,6 +7,7 @@ twice, and whatever was changed, or put in by somebody else, is judged wherever 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -32,6 +33,7 @@ from guardrails_qwen import (
     Role,
     Stage,
 )
+from langchain_guardrails_qwen.content import is_token, tool_calls
 from langchain_guardrails_qwen.messages import decided_message, read_message
 
 Scope = Literal["turn", "all"]
@@ -45,7 +47,8 @@ Reading = Message | ConversationError
 """A message as a guard reads it, or why it cannot."""
 
 Ledger = Mapping[str, Record | None]
-"""Records by the ids of messages; None takes one away."""
+"""Records by the ids of messages, "<id>:<digest>" for other versions of one that models were sent;
+None takes one away."""
 
 Ledgers = Mapping[str, Ledger]
 """Ledgers by the name of their guard."""
@@ -53,6 +56,9 @@ Ledgers = Mapping[str, Ledger]
 
 Asked = Conversation | ConversationError
 """What a guard is asked about a message, or why it cannot be."""
+
+REMOVE_ALL = "__remove_all__"
+"""An id that removes all messages of a LangGraph thread when one of it is removed."""
 
 _UNREADABLE = Message(role=Role.USER, text="[This message cannot be read here.]")
 
@@ -77,24 +83,25 @@ def reading_of(message: BaseMessage) -> Reading:
         return error
 
 
-def digest_of(message: BaseMessage, guard: Guard, reading: Reading | None = None) -> str | None:
+def digest_of(message: BaseMessage, fingerprint: str, reading: Reading | None = None) -> str | None:
     """A mark of all that a guard reads of a message; None where it cannot be read.
 
-    Names are left out where applications give them: those of agents and tools.
+    Names of agents and tools, which applications give, are left out if they are no more than that.
     """
     said = reading or reading_of(message)
     if isinstance(said, ConversationError):
         return None
-    name = said.name if isinstance(message, HumanMessage) else None
-    text = replace(said, name=name).judged_text
-    parts = (guard.fingerprint, said.role.value, text)
-    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    given = not isinstance(message, HumanMessage) and is_token(said.name or "")
+    name = None if given else said.name
+    calls = [call.judged_text for call in said.tool_calls]
+    marked = json.dumps([fingerprint, said.role.value, name, said.text, calls])
+    return blake2b(marked.encode(), digest_size=16).hexdigest()
 
 
 def record_of(message: BaseMessage, guard: Guard, decision: Decision | None = None) -> Record:
     """What a ledger keeps of a message that passed; without a decision it is known, not judged."""
     return {
-        "digest": digest_of(message, guard),
+        "digest": digest_of(message, guard.fingerprint),
         "fingerprint": guard.fingerprint,
         "decision": decision.to_dict(text=False) if decision else None,
     }
@@ -111,7 +118,22 @@ def knows(ledger: Ledger, message: BaseMessage, guard: Guard) -> bool:
     record = ledger.get(message.id or "")
     if not record or not record["decision"] or record["fingerprint"] != guard.fingerprint:
         return False
-    return bool(record["digest"] == digest_of(message, guard))
+    return bool(record["digest"] == digest_of(message, guard.fingerprint))
+
+
+def require_arrived(ledger: Ledger, messages: Iterable[BaseMessage]) -> None:
+    """See that a thread is as a guard has just left it.
+
+    Raises:
+        ConversationError: A message that was changed stands there unchanged.
+    """
+    for message in messages:
+        record = ledger.get(message.id or "")
+        if record and record["digest"] != digest_of(message, record["fingerprint"]):
+            raise ConversationError(
+                "a message that a guard has changed is still in the state as it was: keep messages "
+                "by langgraph.graph.message.add_messages, which knows them by their ids"
+            )
 
 
 def context_of(readings: Iterable[Reading]) -> tuple[Message, ...]:
@@ -161,7 +183,7 @@ class Change:
         Raises:
             ConversationError: It cannot be written there: nothing tells which message it is.
         """
-        if not self.old.id:
+        if self.old.id is None:
             raise ConversationError(
                 "a message without an id cannot be changed where it stands: keep the messages of "
                 "the state by langgraph.graph.message.add_messages, which gives them ids"
@@ -186,6 +208,30 @@ class Admission:
     """What the ledger gets to know."""
     violation: Decision | None = None
     """The first decision that blocks; its message is replaced."""
+
+
+def as_sent(
+    records: Mapping[str, Record | None], sent: Iterable[BaseMessage], thread: Iterable[BaseMessage]
+) -> dict[str, Record | None]:
+    """Records of what a model was sent, for the ledger of a thread that may read otherwise.
+
+    Args:
+        records: By the ids of messages.
+        sent: The messages, which somebody may have edited, cleared or trimmed on the way.
+        thread: Those of the thread.
+    """
+    kept = {message.id: message for message in thread}
+    edited = {m.id for m in sent if m.id in kept and kept[m.id] != m}
+    return {
+        f"{key}:{record['digest']}" if record and key in edited else key: record
+        for key, record in records.items()
+    }
+
+
+def gone(ledger: Ledger, thread: Iterable[BaseMessage]) -> dict[str, Record | None]:
+    """What a ledger has of messages that a thread has no more, to take it away."""
+    ids = {message.id for message in thread}
+    return {key: None for key in ledger if not {key, key.rpartition(":")[0]} & ids}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -234,15 +280,19 @@ class Inspection:
         }
         keys = [message.id for message in messages]
         readings = [reading_of(message) for message in messages]
+        digests = [
+            digest_of(message, guard.fingerprint, reading)
+            for message, reading in zip(messages, readings, strict=True)
+        ]
         known = [
-            key in valid and valid[key] == digest_of(message, guard, reading)
-            for key, message, reading in zip(keys, messages, readings, strict=True)
+            digest is not None and digest in (valid.get(key or ""), valid.get(f"{key}:{digest}"))
+            for key, digest in zip(keys, digests, strict=True)
         ]
         met = any(key in valid for key in keys)
         begin = 0 if met or scope == "all" else _last_turn(messages)
         unknown = [i for i in range(len(messages)) if not known[i]]
         new = tuple(i for i in unknown if i >= begin and judged(messages[i]))
-        rest = [i for i in set(unknown).difference(new) if keys[i]]
+        rest = [i for i in set(unknown).difference(new) if keys[i] is not None]
         return cls(
             guard=guard,
             messages=messages,
@@ -279,7 +329,7 @@ class Inspection:
             old = self.messages[index]
             after[index] = None
             message = after[index] = self.passed(old, decision, alone=not any(after))
-            if message and message.id:
+            if message and message.id is not None:
                 records[message.id] = record_of(message, self.guard, decision)
         for index in self._orphans(after):
             after[index] = None
@@ -324,7 +374,8 @@ class Inspection:
         One that is dropped goes, unless it stands alone; an answer of a tool is emptied, since
         models refuse a call without an answer.
         """
-        if decision.action is Action.DROP and not alone and not isinstance(message, ToolMessage):
+        emptied = alone or isinstance(message, ToolMessage) or message.id == REMOVE_ALL
+        if decision.action is Action.DROP and not emptied:
             return None
         return decided(message, unblocked(self.guard, decision, self.closing))
 
@@ -354,14 +405,21 @@ def decided(message: Any, decision: Decision) -> Any:
 
 
 def _last_turn(messages: Sequence[BaseMessage]) -> int:
-    """Where the last turn begins: behind the assistant's last message that was answered.
+    """Where the last turn begins: behind the assistant's last answer that was followed by anything.
 
-    What the assistant said at the very end is no turn of the past: somebody put it there, for the
-    model to go on with.
+    An assistant that asks for tools has not answered yet. What it said at the very end is no turn
+    of the past either: somebody put it there, for the model to go on with.
     """
     end = len(messages)
     while end and isinstance(messages[end - 1], AIMessage):
         end -= 1
-    while end and not isinstance(messages[end - 1], AIMessage):
+    while end and not _is_answer(messages[end - 1]):
         end -= 1
     return end
+
+
+def _is_answer(message: BaseMessage) -> bool:
+    try:
+        return isinstance(message, AIMessage) and not tool_calls(message)
+    except ConversationError:
+        return False

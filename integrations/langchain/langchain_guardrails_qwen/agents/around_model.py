@@ -17,6 +17,7 @@ from langchain_guardrails_qwen.steps import Ask, Forward, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
 from langchain_guardrails_qwen.threads import (
     Admission,
+    as_sent,
     decided,
     decision_about,
     record_of,
@@ -112,14 +113,14 @@ def _extended(
 ) -> ExtendedModelResponse[Any]:
     """The response, and what the thread gets to know."""
     admission = call.admission or Admission(messages=request.messages)
-    records = dict(admission.records)
-    for message in response.result:
-        message.id = message.id or str(uuid4())
+    thread = thread_of(request.state)
+    records = as_sent(admission.records, call.sent, thread)
+    for message in replies_of(response):
+        message.id = str(uuid4()) if message.id is None else message.id
         released = call.released_as(message)
         decision = released.decision if released else None
         records[message.id] = record_of(message, settings.guard, decision)
-    there = {message.id for message in thread_of(request.state)}
-    here = [change for change in admission.changes if change.old.id in there]
+    here = [c for c in admission.changes if c.old.id is not None and c.old in thread]
     changes = [message for change in here for message in change.update]
     update = {**({STATE_KEY: changes} if changes else {}), **settings.update(records)}
     return ExtendedModelResponse(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -17,11 +17,19 @@ from langchain_core.messages import (
     SystemMessage,
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableBinding, RunnableConfig
+from langchain_core.runnables import RunnableConfig
 from pydantic import Field, SkipValidation
 from typing_extensions import override
 
-from guardrails_qwen import Decision, Guard, GuardError, GuardViolation, Message
+from guardrails_qwen import (
+    ConversationError,
+    Decision,
+    Guard,
+    GuardError,
+    GuardViolation,
+    Message,
+    Stage,
+)
 from guardrails_qwen.streaming import Streaming, aclose_source, close_source
 from langchain_guardrails_qwen.admission import closing_message
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
@@ -30,6 +38,7 @@ from langchain_guardrails_qwen.generations import replies_of
 from langchain_guardrails_qwen.prompts import Place, remember
 from langchain_guardrails_qwen.steps import ajudge, judge
 from langchain_guardrails_qwen.streams import added_up
+from langchain_guardrails_qwen.structured import replanted
 from langchain_guardrails_qwen.threads import (
     Admission,
     Asked,
@@ -70,8 +79,10 @@ class ModelCall:
     """What ends a call that is blocked; None: raise."""
     goes_on: bool
     """Whether the model is asked also where a message was blocked: it is replaced by then."""
+    sent: Sequence[AnyMessage] = ()
+    """What was to be sent."""
     admission: Admission | None = None
-    """What was sent."""
+    """What may be sent."""
     prompt: tuple[Message, ...] = ()
     """The same, as the guard reads it."""
     released: list[Released] = field(default_factory=list["Released"])
@@ -125,16 +136,26 @@ class ModelCall:
         decisions = inspection.decisions(results)
         self.results.extend(decisions)
         self.asked = len(self.results)
+        self.sent = inspection.messages
         self.admission = inspection.settle(decisions)
         self.prompt = context_of(self.admission.readings)
         if self.violation:
             raise GuardViolation(self.violation)
         return self.admission.messages
 
-    def answered(self, violation: GuardViolation) -> AIMessage:
-        """What is said to a prompt that is not sent."""
+    def answered(self, error: GuardViolation | ConversationError) -> AIMessage:
+        """What is said to a prompt that is not sent, or in place of a reply that cannot be read.
+
+        Raises:
+            GuardViolation: That is an error.
+            ConversationError: The policy says to raise what cannot be judged.
+        """
+        if isinstance(error, ConversationError):
+            decision = self.guard.policy.decide_unjudged(Stage.OUTPUT, error)
+            self.results.append(decision)
+            error = GuardViolation(decision)
         if self.closing is None:
-            raise violation
+            raise error
         return closing_message(self.closing)
 
     def release(self, messages: Sequence[BaseMessage]) -> None:
@@ -157,12 +178,12 @@ class ModelCall:
         return message
 
     def _released(self, message: BaseMessage, decision: Decision | None) -> Released:
-        digest = digest_of(message, self.guard)
+        digest = digest_of(message.model_copy(update={"name": None}), self.guard.fingerprint)
         return Released(message=message, digest=digest, decision=decision)
 
     def released_as(self, message: BaseMessage) -> Released | None:
-        """What is known of just this reply, if the guard let it out."""
-        digest = digest_of(message, self.guard)
+        """What is known of just this reply, if the guard let it out. Agents give it their name."""
+        digest = digest_of(message.model_copy(update={"name": None}), self.guard.fingerprint)
         return next((r for r in self.released if digest and r.digest == digest), None)
 
     def reply(self, message: BaseMessage) -> Asked:
@@ -218,8 +239,8 @@ class AgentModel(GuardedChatModel):
     ) -> ChatResult:
         try:
             result = super()._generate(messages, stop, run_manager, **kwargs)
-        except GuardViolation as violation:
-            result = _result(self.call.answered(violation))
+        except (GuardViolation, ConversationError) as error:
+            result = _result(self.call.answered(error))
         self.call.release(replies_of(result))
         return result
 
@@ -233,8 +254,8 @@ class AgentModel(GuardedChatModel):
     ) -> ChatResult:
         try:
             result = await super()._agenerate(messages, stop, run_manager, **kwargs)
-        except GuardViolation as violation:
-            result = _result(self.call.answered(violation))
+        except (GuardViolation, ConversationError) as error:
+            result = _result(self.call.answered(error))
         self.call.release(replies_of(result))
         return result
 
@@ -252,8 +273,8 @@ class AgentModel(GuardedChatModel):
             for chunk in chunks:
                 written.append(chunk.message)
                 yield chunk
-        except GuardViolation as violation:
-            yield _chunk(self.call.answered(violation))
+        except (GuardViolation, ConversationError) as error:
+            yield _chunk(self.call.answered(error))
         finally:
             close_source(chunks)
             self.call.release(added_up(written))
@@ -272,11 +293,16 @@ class AgentModel(GuardedChatModel):
             async for chunk in chunks:
                 written.append(chunk.message)
                 yield chunk
-        except GuardViolation as violation:
-            yield _chunk(self.call.answered(violation))
+        except (GuardViolation, ConversationError) as error:
+            yield _chunk(self.call.answered(error))
         finally:
             await aclose_source(chunks)
             self.call.release(added_up(written))
+
+    @override
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """The key of a cache: its replies were judged for an agent, and their prompts by turns."""
+        return f"for an agent, {super()._get_llm_string(stop, **kwargs)}"
 
     @override
     def _turn(self, messages: list[BaseMessage]) -> Turn:
@@ -292,16 +318,16 @@ class AgentModel(GuardedChatModel):
 
 
 def agent_model(model: Any, *, call: ModelCall, streaming: Streaming, beside: bool) -> Any:
-    """The guarded model of a call; what is bound to a model stays bound.
+    """The guarded model of a call, or what was made of a model, of the guarded one.
 
     Raises:
-        TypeError: It is no chat model.
+        NotImplementedError: No model can be found in it.
     """
-    if isinstance(model, RunnableBinding):  # agents take any model that can bind tools
-        binding = cast("RunnableBinding[Any, Any]", model)
-        bound = agent_model(binding.bound, call=call, streaming=streaming, beside=beside)
-        return binding.model_copy(update={"bound": bound})
-    return AgentModel(inner=model, call=call, streaming=streaming, beside=beside)
+
+    def guarded(inner: BaseChatModel) -> BaseChatModel:
+        return AgentModel(inner=inner, call=call, streaming=streaming, beside=beside)
+
+    return guarded(model) if isinstance(model, BaseChatModel) else replanted(model, guarded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

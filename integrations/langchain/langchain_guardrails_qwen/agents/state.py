@@ -11,6 +11,10 @@ from langchain_guardrails_qwen.threads import Ledgers, merged
 
 
 class GuardrailState(AgentState[Any]):
-    """The state of an agent that is guarded. Callers can neither send the ledgers nor get them."""
+    """The state of an agent that is guarded.
+
+    The ledgers are no part of its input and output. Who may send commands to a graph, or update its
+    state, can write them as well as anything else.
+    """
 
     guardrails: NotRequired[Annotated[Ledgers, PrivateStateAttr, merged]]

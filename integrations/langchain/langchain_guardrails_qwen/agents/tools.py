@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, ToolException
+from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
 
 from langchain_guardrails_qwen.agents.results import is_finished, messages_of, with_messages
 
@@ -24,9 +26,25 @@ Judge = Callable[[list[BaseMessage]], list[BaseMessage]]
 AsyncJudge = Callable[[list[BaseMessage]], Awaitable[list[BaseMessage]]]
 """`Judge`, without blocking the event loop."""
 
+Gate = Callable[[ToolCall], "ToolMessage | None"]
+"""What is answered in place of a tool to a call that may not be made; None where it may."""
 
-def guarded_tool(tool: BaseTool, call_id: str | None, judge: Judge, ajudge: AsyncJudge) -> BaseTool:
-    """A tool whose results are judged before its run ends.
+AsyncGate = Callable[[ToolCall], Awaitable["ToolMessage | None"]]
+"""`Gate`, without blocking the event loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolGuard:
+    """What stands before a tool and behind it."""
+
+    gate: Gate
+    agate: AsyncGate
+    judge: Judge
+    ajudge: AsyncJudge
+
+
+def guarded_tool(tool: BaseTool, call_id: str | None, guard: ToolGuard) -> BaseTool:
+    """A tool whose calls are judged before its run begins, and its results before that ends.
 
     It is a copy in all that LangChain asks of a tool (its schema, its injected arguments, how
     errors are handled), but what runs is the tool itself, which may keep state.
@@ -34,14 +52,40 @@ def guarded_tool(tool: BaseTool, call_id: str | None, judge: Judge, ajudge: Asyn
     Args:
         tool: The tool.
         call_id: The call that it answers.
-        judge: Gives what may pass of its answer.
-        ajudge: The same.
+        guard: What judges.
     """
     copy = tool.model_copy(update={"handle_tool_error": True} if tool.handle_tool_error else {})
-    # In the place of the methods of its class: LangChain looks at the signatures of both.
-    vars(copy)["_run"] = _guarded(tool, call_id, judge)
-    vars(copy)["_arun"] = _aguarded(tool, call_id, ajudge)
+    # In the place of the methods of its class: LangChain looks at the signatures of the last two.
+    vars(copy)["invoke"] = _gated(copy, type(copy).invoke, guard.gate)
+    vars(copy)["ainvoke"] = _agated(copy, type(copy).ainvoke, guard.agate)
+    vars(copy)["_run"] = _guarded(tool, call_id, guard.judge)
+    vars(copy)["_arun"] = _aguarded(tool, call_id, guard.ajudge)
     return copy
+
+
+def _gated(tool: BaseTool, invoke: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
+    def gated(call: ToolCall, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return gate(_visible(tool, call)) or invoke(tool, call, config, **kwargs)
+
+    return gated
+
+
+def _agated(
+    tool: BaseTool, ainvoke: Callable[..., Awaitable[Any]], gate: AsyncGate
+) -> Callable[..., Any]:
+    async def gated(call: ToolCall, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return await gate(_visible(tool, call)) or await ainvoke(tool, call, config, **kwargs)
+
+    return gated
+
+
+def _visible(tool: BaseTool, call: ToolCall) -> ToolCall:
+    """A call without what LangGraph adds to its arguments: states, stores, runtimes."""
+    if isinstance(tool.args_schema, dict):  # that adds nothing to schemas which are no classes
+        return call
+    shown = tool.args
+    args = {key: value for key, value in call["args"].items() if key in shown}
+    return ToolCall(name=call["name"], args=args, id=call["id"])
 
 
 def _guarded(tool: BaseTool, call_id: str | None, judge: Judge) -> Callable[..., Any]:
@@ -147,6 +191,8 @@ def _content(value: object) -> str | list[str | dict[Any, Any]]:
 
 
 def _is_blocks(value: object) -> bool:
+    """Whether LangChain takes a list as content, by the same rule; any other it makes JSON of."""
     if not isinstance(value, list):
         return False
-    return all(isinstance(block, dict) for block in cast("list[object]", value))
+    blocks = cast("list[object]", value)
+    return all(isinstance(b, dict) and b.get("type") in TOOL_MESSAGE_BLOCK_TYPES for b in blocks)  # pyright: ignore[reportUnknownMemberType]
