@@ -77,7 +77,7 @@ typecheck: $(TEST_READY) $(LINT_READY) $(FRAMEWORKS)/newest/.ready ## Check type
 	$(BIN)/pyright -p integrations/langchain/frameworks/pyrightconfig.json
 
 docs: $(DOCS_READY) ## Build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheels: $(RELEASE_READY) ## Build the wheels into dist/ and try them in clean environments
 	$(BIN)/python scripts/smoke_wheels.py

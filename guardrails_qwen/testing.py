@@ -94,8 +94,8 @@ class ScriptedStreamEngine(ScriptedEngine):
 
     >>> unsafe = Verdict(severity=Severity.UNSAFE, categories=frozenset({Category.VIOLENT}))
     >>> session = ScriptedStreamEngine(tokens={"bomb": unsafe}).open(None)
-    >>> [token.severity.label for token in session.feed("Now build a bomb with ")]
-    ['Safe', 'Safe', 'Safe', 'Unsafe', 'Unsafe']
+    >>> " ".join(token.severity.label for token in session.feed("Now build a bomb with "))
+    'Safe Safe Safe Unsafe Unsafe'
     """
 
     def __init__(
