@@ -8,13 +8,13 @@ from itertools import takewhile
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage
 
 from guardrails_qwen import Action, Stage
 from langchain_guardrails_qwen.refusals import taken_back
 from langchain_guardrails_qwen.steps import Ask, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import Admission, decision_of, gone, record_of
+from langchain_guardrails_qwen.threads import ENDS, OWN, Admission, decision_of, gone, record_of
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -59,13 +59,11 @@ def admitted(settings: ThreadSettings, state: object) -> Steps[Admitted]:
 
 
 def has_blocked_result(settings: ThreadSettings, state: object) -> bool:
-    """Whether a tool call, or what came of one, was blocked just now: nothing new stands behind."""
+    """Whether a tool call, or what came of one, was blocked, and the assistant said nothing yet."""
     ledger = settings.ledger(state)
-    answers = takewhile(lambda m: not isinstance(m, AIMessage), reversed(thread_of(state)))
-    found = [(message, decision_of(ledger, message)) for message in answers]
-    if any(not decision and not isinstance(message, ToolMessage) for message, decision in found):
-        return False
-    return any(is_block(decision) for _, decision in found)
+    since = takewhile(lambda m: not isinstance(m, AIMessage), reversed(thread_of(state)))
+    records = (ledger.get(message.id or "") for message in since)
+    return any(record and record.get(ENDS) for record in records)
 
 
 def is_block(decision: Mapping[str, Any] | None) -> bool:
@@ -80,7 +78,7 @@ def _ended(settings: ThreadSettings, stage: Stage, admission: Admission) -> Admi
     replaced = any(change.new is last for change in admission.changes)
     if not (replaced and isinstance(last, AIMessage) and is_block(decision_of(records, last))):
         said = closing_message(settings.closing(stage) or "")
-        records[said.id or ""] = record_of(said, settings.guard)
+        records[said.id or ""] = {**record_of(said, settings.guard), OWN: True}
         changes.append(said)
     return Admitted(update={STATE_KEY: changes, **settings.update(records)}, ended=True)
 

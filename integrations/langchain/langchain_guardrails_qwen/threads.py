@@ -57,6 +57,12 @@ Ledgers = Mapping[str, Ledger]
 Asked = Conversation | ConversationError
 """What a guard is asked about a message, or why it cannot be."""
 
+OWN = "own"
+"""A field of records: the guard said this itself."""
+
+ENDS = "ends"
+"""A field of records: the run ends for this, as soon as the tools that are running are done."""
+
 REMOVE_ALL = "__remove_all__"
 """An id that removes all messages of a LangGraph thread when one of it is removed."""
 
@@ -276,7 +282,8 @@ class Inspection:
         valid = {
             key: record["digest"]
             for key, record in ledger.items()
-            if record and record["digest"] and record["fingerprint"] == guard.fingerprint
+            if record and record["fingerprint"] == guard.fingerprint
+            if scope == "turn" or record["decision"] or record.get(OWN)
         }
         keys = [message.id for message in messages]
         readings = [reading_of(message) for message in messages]

@@ -16,6 +16,7 @@ from langchain_guardrails_qwen.agents.tools import ToolGuard, guarded_tool
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps, arun, run
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
 from langchain_guardrails_qwen.threads import (
+    ENDS,
     Record,
     asked,
     context_of,
@@ -173,4 +174,11 @@ class _Run:
         for message in messages:
             message.id = str(uuid4()) if message.id is None else message.id
             decision = self.decisions.get(digest_of(message, guard.fingerprint))
-            self.records[message.id] = record_of(message, guard, decision)
+            blocked = decision is not None and decision.action is Action.BLOCK
+            ends = {ENDS: True} if blocked and not self._returns else {}
+            self.records[message.id] = {**record_of(message, guard, decision), **ends}
+
+    @property
+    def _returns(self) -> bool:
+        """Whether the agent's run ends with this tool anyway."""
+        return self.request.tool is not None and self.request.tool.return_direct
