@@ -11,10 +11,11 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage
 
 from guardrails_qwen import Action, Stage
+from langchain_guardrails_qwen.ledgers import ENDS, OWN, decision_of, gone, record_of
 from langchain_guardrails_qwen.refusals import taken_back
 from langchain_guardrails_qwen.steps import Ask, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import ENDS, OWN, Admission, decision_of, gone, record_of
+from langchain_guardrails_qwen.threads import Admission
 from langchain_guardrails_qwen.values import STATE_KEY
 
 

@@ -22,6 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from guardrails_qwen import Guard
 from langchain_guardrails_qwen.admission import admitted, is_block
+from langchain_guardrails_qwen.ledgers import Ledgers, decision_of, merged, require_arrived
 from langchain_guardrails_qwen.refusals import FILTERED
 from langchain_guardrails_qwen.steps import arun, run
 from langchain_guardrails_qwen.thread_settings import (
@@ -30,7 +31,7 @@ from langchain_guardrails_qwen.thread_settings import (
     ledger_of,
     thread_of,
 )
-from langchain_guardrails_qwen.threads import Ledgers, Scope, decision_of, merged, require_arrived
+from langchain_guardrails_qwen.threads import Scope
 
 __all__ = ["GuardedState", "Ledgers", "guard_node", "is_blocked", "merged", "passing"]
 

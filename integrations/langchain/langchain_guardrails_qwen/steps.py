@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from guardrails_qwen import Conversation, Guard
 from langchain_guardrails_qwen.gate import Results
-from langchain_guardrails_qwen.threads import Asked
+from langchain_guardrails_qwen.judging import Asked
 
 _Result = TypeVar("_Result")
 

@@ -10,7 +10,8 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, Function
 
 from guardrails_qwen import Action, Decision, Guard, GuardViolation, Stage
 from guardrails_qwen.streaming import Streaming
-from langchain_guardrails_qwen.threads import Inspection, Ledger, Record, Scope
+from langchain_guardrails_qwen.ledgers import Ledger, Record
+from langchain_guardrails_qwen.threads import Inspection, Scope
 from langchain_guardrails_qwen.values import STATE_KEY
 
 ExitBehavior = Literal["end", "replace", "error"]

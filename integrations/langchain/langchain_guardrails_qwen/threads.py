@@ -1,175 +1,47 @@
 """The messages of a thread that goes on: which are new to a guard, and what becomes of them. Pure.
 
-A thread is what a graph keeps in its state: messages with ids, from turn to turn. A ledger is kept
-beside it, in the state as well, and says what a guard has decided about each: so nothing is judged
-twice, and whatever was changed, or put in by somebody else, is judged wherever it stands.
+A thread is what a graph keeps in its state: messages with ids, from turn to turn.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from langchain_core.messages import (
     AIMessage,
     AnyMessage,
     BaseMessage,
-    HumanMessage,
     RemoveMessage,
     ToolMessage,
 )
 
-from guardrails_qwen import (
-    Action,
-    Conversation,
-    ConversationError,
-    Decision,
-    Guard,
-    GuardError,
-    Message,
-    Role,
-    Stage,
+from guardrails_qwen import Action, ConversationError, Decision, Guard, GuardError
+from langchain_guardrails_qwen.content import tool_calls
+from langchain_guardrails_qwen.judging import (
+    Asked,
+    asked,
+    context_of,
+    decided,
+    decision_about,
+    unblocked,
 )
-from langchain_guardrails_qwen.content import is_token, tool_calls
-from langchain_guardrails_qwen.messages import decided_message, read_message
+from langchain_guardrails_qwen.ledgers import (
+    OWN,
+    Ledger,
+    Reading,
+    Record,
+    digest_of,
+    reading_of,
+    record_of,
+)
 
 Scope = Literal["turn", "all"]
 """What is new in a thread that a guard sees for the first time: the last turn, or all of it."""
 
-Record = dict[str, Any]
-"""What is known of a message, as plain data without text: the digest of what was let through, the
-fingerprint of the guard, and its decision, or None."""
-
-Reading = Message | ConversationError
-"""A message as a guard reads it, or why it cannot."""
-
-Ledger = Mapping[str, Record | None]
-"""Records by the ids of messages, "<id>:<digest>" for other versions of one that models were sent;
-None takes one away."""
-
-Ledgers = Mapping[str, Ledger]
-"""Ledgers by the name of their guard."""
-
-
-Asked = Conversation | ConversationError
-"""What a guard is asked about a message, or why it cannot be."""
-
-OWN = "own"
-"""A field of records: the guard said this itself."""
-
-ENDS = "ends"
-"""A field of records: the run ends for this, as soon as the tools that are running are done."""
-
 REMOVE_ALL = "__remove_all__"
 """An id that removes all messages of a LangGraph thread when one of it is removed."""
-
-_UNREADABLE = Message(role=Role.USER, text="[This message cannot be read here.]")
-
-_REPLIES = frozenset({Stage.OUTPUT, Stage.TOOL_CALL})
-"""Stages of what the assistant says."""
-
-
-def merged(old: Ledgers | None, new: Ledgers | None) -> Ledgers:
-    """Ledgers after an update: the reducer of their channel. Updates may come in any order."""
-    total = dict[str, Ledger](old or {})
-    for name, ledger in (new or {}).items():
-        records = {**total.get(name, {}), **ledger}
-        total[name] = {key: record for key, record in records.items() if record is not None}
-    return total
-
-
-def reading_of(message: BaseMessage) -> Reading:
-    """A message as a guard reads it, or why it cannot be read."""
-    try:
-        return read_message(message)
-    except ConversationError as error:
-        return error
-
-
-def digest_of(message: BaseMessage, fingerprint: str, reading: Reading | None = None) -> str | None:
-    """A mark of all that a guard reads of a message; None where it cannot be read.
-
-    Names of agents and tools, which applications give, are left out if they are no more than that.
-    """
-    said = reading or reading_of(message)
-    if isinstance(said, ConversationError):
-        return None
-    given = not isinstance(message, HumanMessage) and is_token(said.name or "")
-    name = None if given else said.name
-    calls = [call.judged_text for call in said.tool_calls]
-    marked = json.dumps([fingerprint, said.role.value, name, said.text, calls])
-    return blake2b(marked.encode(), digest_size=16).hexdigest()
-
-
-def record_of(message: BaseMessage, guard: Guard, decision: Decision | None = None) -> Record:
-    """What a ledger keeps of a message that passed; without a decision it is known, not judged."""
-    return {
-        "digest": digest_of(message, guard.fingerprint),
-        "fingerprint": guard.fingerprint,
-        "decision": decision.to_dict(text=False) if decision else None,
-    }
-
-
-def decision_of(ledger: Ledger, message: BaseMessage) -> dict[str, Any] | None:
-    """What a guard has decided about the message in a place, as `Decision.to_dict` has it."""
-    record = ledger.get(message.id or "")
-    return record["decision"] if record else None
-
-
-def knows(ledger: Ledger, message: BaseMessage, guard: Guard) -> bool:
-    """Whether a guard has decided about just this message."""
-    record = ledger.get(message.id or "")
-    if not record or not record["decision"] or record["fingerprint"] != guard.fingerprint:
-        return False
-    return bool(record["digest"] == digest_of(message, guard.fingerprint))
-
-
-def require_arrived(ledger: Ledger, messages: Iterable[BaseMessage]) -> None:
-    """See that a thread is as a guard has just left it.
-
-    Raises:
-        ConversationError: A message that was changed stands there unchanged.
-    """
-    for message in messages:
-        record = ledger.get(message.id or "")
-        if record and record["digest"] != digest_of(message, record["fingerprint"]):
-            raise ConversationError(
-                "a message that a guard has changed is still in the state as it was: keep messages "
-                "by langgraph.graph.message.add_messages, which knows them by their ids"
-            )
-
-
-def context_of(readings: Iterable[Reading]) -> tuple[Message, ...]:
-    """Messages as the context of another one; what cannot be read is known to be there."""
-    return tuple(
-        _UNREADABLE if isinstance(reading, ConversationError) else reading for reading in readings
-    )
-
-
-def asked(context: Sequence[Message], reading: Reading) -> Asked:
-    """What to ask about a message behind others."""
-    if isinstance(reading, ConversationError):
-        return reading
-    return Conversation((*context, reading))
-
-
-def decision_about(message: BaseMessage, result: Decision | GuardError, guard: Guard) -> Decision:
-    """What is done with a message: where it cannot be judged at all, what the policy says.
-
-    Raises:
-        GuardError: It could not be judged, and the policy says to raise.
-    """
-    if isinstance(result, ConversationError):
-        stage = Stage.OUTPUT if isinstance(message, AIMessage) else Stage.INPUT
-        if isinstance(message, ToolMessage):
-            stage = Stage.TOOL_RESULT
-        return guard.policy.decide_unjudged(stage, result)
-    if isinstance(result, GuardError):
-        raise result
-    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -214,30 +86,6 @@ class Admission:
     """What the ledger gets to know."""
     violation: Decision | None = None
     """The first decision that blocks; its message is replaced."""
-
-
-def as_sent(
-    records: Mapping[str, Record | None], sent: Iterable[BaseMessage], thread: Iterable[BaseMessage]
-) -> dict[str, Record | None]:
-    """Records of what a model was sent, for the ledger of a thread that may read otherwise.
-
-    Args:
-        records: By the ids of messages.
-        sent: The messages, which somebody may have edited, cleared or trimmed on the way.
-        thread: Those of the thread.
-    """
-    kept = {message.id: message for message in thread}
-    edited = {m.id for m in sent if m.id in kept and kept[m.id] != m}
-    return {
-        f"{key}:{record['digest']}" if record and key in edited else key: record
-        for key, record in records.items()
-    }
-
-
-def gone(ledger: Ledger, thread: Iterable[BaseMessage]) -> dict[str, Record | None]:
-    """What a ledger has of messages that a thread has no more, to take it away."""
-    ids = {message.id for message in thread}
-    return {key: None for key in ledger if not {key, key.rpartition(":")[0]} & ids}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -385,30 +233,6 @@ class Inspection:
         if decision.action is Action.DROP and not emptied:
             return None
         return decided(message, unblocked(self.guard, decision, self.closing))
-
-
-def unblocked(guard: Guard, decision: Decision, closing: str | None = None) -> Decision:
-    """The same, with another text in place of a message that is blocked.
-
-    Args:
-        guard: It has the policy, whose replacement that text is.
-        decision: Any decision.
-        closing: That text where the assistant is to say it.
-    """
-    if decision.action is not Action.BLOCK:
-        return decision
-    text = guard.policy.at(decision.stage).replacement
-    if closing is not None and decision.stage in _REPLIES:
-        text = closing
-    return replace(decision, action=Action.REPLACE, text=text)
-
-
-def decided(message: Any, decision: Decision) -> Any:
-    """The message that a decision passes on, of the same type if a guard can read that."""
-    changed = decided_message(message, decision)
-    if changed is message or not isinstance(reading_of(changed), ConversationError):
-        return changed
-    return HumanMessage(content=changed.content, id=changed.id)
 
 
 def _last_turn(messages: Sequence[BaseMessage]) -> int:

@@ -13,16 +13,11 @@ from langgraph.types import Command
 
 from guardrails_qwen import GuardViolation, Stage
 from langchain_guardrails_qwen.agents.model import ModelCall, agent_model
+from langchain_guardrails_qwen.judging import decided, decision_about, unblocked
+from langchain_guardrails_qwen.ledgers import as_sent, record_of
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import (
-    Admission,
-    as_sent,
-    decided,
-    decision_about,
-    record_of,
-    unblocked,
-)
+from langchain_guardrails_qwen.threads import Admission
 from langchain_guardrails_qwen.values import STATE_KEY
 
 

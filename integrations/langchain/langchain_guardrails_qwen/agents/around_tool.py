@@ -13,21 +13,10 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolCall
 from guardrails_qwen import Action, Decision, GuardViolation
 from langchain_guardrails_qwen.agents.results import messages_of, with_ledgers, with_messages
 from langchain_guardrails_qwen.agents.tools import ToolGuard, guarded_tool
+from langchain_guardrails_qwen.judging import asked, context_of, decided, decision_about, unblocked
+from langchain_guardrails_qwen.ledgers import ENDS, Record, digest_of, knows, reading_of, record_of
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps, arun, run
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import (
-    ENDS,
-    Record,
-    asked,
-    context_of,
-    decided,
-    decision_about,
-    digest_of,
-    knows,
-    reading_of,
-    record_of,
-    unblocked,
-)
 
 
 def tool_call(settings: ThreadSettings, request: ToolCallRequest) -> Steps[Any]:

@@ -35,21 +35,13 @@ from langchain_guardrails_qwen.admission import closing_message
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
 from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.generations import replies_of
+from langchain_guardrails_qwen.judging import Asked, asked, context_of
+from langchain_guardrails_qwen.ledgers import Ledger, digest_of, reading_of
 from langchain_guardrails_qwen.prompts import Place, remember
 from langchain_guardrails_qwen.steps import ajudge, judge
 from langchain_guardrails_qwen.streams import added_up
 from langchain_guardrails_qwen.structured import replanted
-from langchain_guardrails_qwen.threads import (
-    Admission,
-    Asked,
-    Inspection,
-    Ledger,
-    Scope,
-    asked,
-    context_of,
-    digest_of,
-    reading_of,
-)
+from langchain_guardrails_qwen.threads import Admission, Inspection, Scope
 from langchain_guardrails_qwen.turn import Turn
 
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 from langchain_core.messages import BaseMessage, RemoveMessage
 from langgraph.types import Command, Overwrite
 
+from langchain_guardrails_qwen.ledgers import Ledgers, merged
 from langchain_guardrails_qwen.messages import normalized
 from langchain_guardrails_qwen.thread_settings import LEDGERS
-from langchain_guardrails_qwen.threads import Ledgers, merged
 from langchain_guardrails_qwen.values import STATE_KEY
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from langchain.agents.middleware.types import AgentState, PrivateStateAttr
 from typing_extensions import NotRequired
 
-from langchain_guardrails_qwen.threads import Ledgers, merged
+from langchain_guardrails_qwen.ledgers import Ledgers, merged
 
 
 class GuardrailState(AgentState[Any]):

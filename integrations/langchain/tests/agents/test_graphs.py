@@ -36,7 +36,7 @@ from integrations.langchain.tests.agents.frameworks import (
 )
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
 from langchain_guardrails_qwen.graph import GuardedState, guard_node, is_blocked, passing
-from langchain_guardrails_qwen.threads import Ledgers, merged
+from langchain_guardrails_qwen.ledgers import Ledgers, merged
 
 
 @dataclass

@@ -22,7 +22,7 @@ from guardrails_qwen.testing import ScriptedEngine
 from integrations.langchain.tests.agents.building import guard, policy_at, said
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
 from langchain_guardrails_qwen.graph import guard_node
-from langchain_guardrails_qwen.threads import merged
+from langchain_guardrails_qwen.ledgers import merged
 
 
 def human(text: str, id_: str | None = None) -> HumanMessage:
