@@ -102,6 +102,7 @@ async def test_what_a_reviewer_writes_is_judged(decision: Command[Any], leaving:
     talk = Talk(model=model(*CALLING), before=[reviewer], guards=settings)
     await talk.say(HumanMessage("A word?"))
     await talk.go(decision)
+    assert leaving == "error" or "kabl" not in str(talk.texts)
     await talk.say(HumanMessage("And again?"))
     assert talk.ran == []
     assert "kabl" not in str(talk.sent)
