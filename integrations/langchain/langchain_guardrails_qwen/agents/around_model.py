@@ -12,7 +12,8 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
 from langgraph.types import Command
 
 from guardrails_qwen import GuardViolation, Stage
-from langchain_guardrails_qwen.agents.model import ModelCall, agent_model
+from langchain_guardrails_qwen.agents.model import agent_model
+from langchain_guardrails_qwen.agents.model_call import ModelCall
 from langchain_guardrails_qwen.judging import decided, decision_about, unblocked
 from langchain_guardrails_qwen.ledgers import as_sent, record_of
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps
