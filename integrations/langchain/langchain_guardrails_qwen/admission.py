@@ -8,14 +8,14 @@ from itertools import takewhile
 from typing import Any
 from uuid import uuid4
 
-from langchain_core.messages import AIMessage, AnyMessage, RemoveMessage
+from langchain_core.messages import AIMessage, AnyMessage
 
 from guardrails_qwen import Action, Stage
 from langchain_guardrails_qwen.ledgers import ENDS, OWN, decision_of, gone, record_of
 from langchain_guardrails_qwen.refusals import taken_back
 from langchain_guardrails_qwen.steps import Ask, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import Admission
+from langchain_guardrails_qwen.threads import Admission, written
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -53,8 +53,9 @@ def admitted(settings: ThreadSettings, state: object) -> Steps[Admitted]:
     admission.records.update(gone(settings.ledger(state), thread))
     if blocked or (ends and admission.violation):
         violation = admission.violation
-        return _ended(settings, violation.stage if violation else Stage.TOOL_RESULT, admission)
-    changes = _changes(admission)
+        stage = violation.stage if violation else Stage.TOOL_RESULT
+        return _ended(settings, stage, thread, admission)
+    changes = written(thread, admission.changes)
     changed = {STATE_KEY: changes} if changes else {}
     return Admitted(update={**changed, **settings.update(admission.records)})
 
@@ -72,9 +73,11 @@ def is_block(decision: Mapping[str, Any] | None) -> bool:
     return decision is not None and decision["action"] == Action.BLOCK.label
 
 
-def _ended(settings: ThreadSettings, stage: Stage, admission: Admission) -> Admitted:
+def _ended(
+    settings: ThreadSettings, stage: Stage, thread: list[AnyMessage], admission: Admission
+) -> Admitted:
     """The end of a run, where the guard has the last word: its own, or a reply that it replaced."""
-    records, changes = dict(admission.records), _changes(admission)
+    records, changes = dict(admission.records), written(thread, admission.changes)
     last = admission.messages[-1]
     replaced = any(change.new is last for change in admission.changes)
     if not (replaced and isinstance(last, AIMessage) and is_block(decision_of(records, last))):
@@ -82,7 +85,3 @@ def _ended(settings: ThreadSettings, stage: Stage, admission: Admission) -> Admi
         records[said.id or ""] = {**record_of(said, settings.guard), OWN: True}
         changes.append(said)
     return Admitted(update={STATE_KEY: changes, **settings.update(records)}, ended=True)
-
-
-def _changes(admission: Admission) -> list[AnyMessage | RemoveMessage]:
-    return [message for change in admission.changes for message in change.update]

@@ -253,5 +253,6 @@ def _json(arguments: object) -> str:
         return arguments
     try:
         return json.dumps(arguments, ensure_ascii=False, default=str)
-    except (TypeError, ValueError, RecursionError):
-        raise ConversationError("the arguments of a tool call cannot be written as JSON") from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, it may quote the arguments
+        cause = type(error).__name__
+    raise ConversationError(f"the arguments of a tool call cannot be written as JSON ({cause})")

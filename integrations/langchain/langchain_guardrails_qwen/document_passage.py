@@ -22,7 +22,7 @@ from guardrails_qwen import (
 from langchain_guardrails_qwen.documents_gate import DocumentGate, Sheet, asked, unread
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DocumentPassage:
     """A document or a list of them, read."""
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from guardrails_qwen import Guard
 from langchain_guardrails_qwen.documents_gate import DocumentGate, OnViolation
+from langchain_guardrails_qwen.gate import require_guard
 
 
 class GuardDocumentTransformer(BaseDocumentTransformer):
@@ -46,6 +47,7 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
         on_violation: OnViolation = "drop",
         metadata_fields: Sequence[str] | None = None,
     ) -> None:
+        require_guard(guard)
         self._gate = DocumentGate(
             guard=guard, on_violation=on_violation, metadata_fields=metadata_fields
         )

@@ -84,6 +84,19 @@ class Gate:
         return Passage.of(value, place, self.stage, self.key, self.streaming.closing)
 
 
+def require_guard(guard: object) -> None:
+    """See that a guard is one.
+
+    Raises:
+        TypeError: It is something else: an engine say, or what is made of a guard.
+    """
+    if not isinstance(guard, Guard):
+        raise TypeError(
+            f"the guard is {type(guard).__name__}, not a Guard: give Guard.from_pretrained(...), "
+            "Guard.remote(...) or Guard(engine, policy)"
+        )
+
+
 def none_failed(results: list[Any]) -> list[Any]:
     """What may pass of values, where that is so of all of them.
 

@@ -33,7 +33,7 @@ UNKNOWN = object()
 _STEP = re.compile(r"seq:step:(\d+)")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Run:
     """A run, and what it takes place in."""
 

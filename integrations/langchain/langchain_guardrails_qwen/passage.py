@@ -36,7 +36,7 @@ _REPLIES = frozenset({Stage.OUTPUT, Stage.TOOL_CALL})
 """Stages of what a model says."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Passage:
     """A value, read, at a place in a chain."""
 

@@ -31,7 +31,7 @@ from langchain_guardrails_qwen.pieces import (
 from langchain_guardrails_qwen.streams import added_up, is_complete, spoken
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class _Waiting:
     """A chunk, and where its text stands in the reply."""
 

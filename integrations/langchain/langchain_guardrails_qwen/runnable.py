@@ -27,7 +27,7 @@ from guardrails_qwen.streaming import Streaming
 from langchain_guardrails_qwen.chosen import chosen, parts
 from langchain_guardrails_qwen.configured import ConfiguredGuard
 from langchain_guardrails_qwen.fields import PolicyField, StreamingField, streaming_data
-from langchain_guardrails_qwen.gate import Gate, Results, none_failed
+from langchain_guardrails_qwen.gate import Gate, Results, none_failed, require_guard
 from langchain_guardrails_qwen.moderated import amoderated, moderated
 from langchain_guardrails_qwen.prompts import Place, recall
 from langchain_guardrails_qwen.sources import (
@@ -107,6 +107,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         GuardViolation: The policy blocks the value, and it is not replaced by a closing text.
         ConversationError: It is something that cannot be judged. Nothing passes unjudged.
         GuardError: It could not be judged, and the policy says to raise; or there is no engine.
+        TypeError: `guard` is no `Guard`.
     """
 
     guard: SkipValidation[Guard | None] = Field(default=None, exclude=True)
@@ -131,6 +132,8 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         engine: Engine | None = None,
         trace_text: bool = False,
     ) -> None:
+        if guard is not None:
+            require_guard(guard)
         fields: dict[str, Any] = {"guard": guard, "stage": stage, "key": key, "name": name}
         fields |= {"streaming": streaming, "policy": policy, "engine": engine}
         fields |= {"trace_text": trace_text}

@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, Function
 
 from guardrails_qwen import Action, Decision, Guard, GuardViolation, Stage
 from guardrails_qwen.streaming import Streaming
+from langchain_guardrails_qwen.gate import require_guard
 from langchain_guardrails_qwen.ledgers import Ledger, Record
 from langchain_guardrails_qwen.threads import Inspection, Scope
 from langchain_guardrails_qwen.values import STATE_KEY
@@ -38,6 +39,7 @@ class ThreadSettings:
     scope: Scope = "turn"
 
     def __post_init__(self) -> None:
+        require_guard(self.guard)
         if self.exit_behavior not in ("end", "replace", "error"):
             raise ValueError("exit_behavior is one of 'end', 'replace' and 'error'")
         if self.scope not in ("turn", "all"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+from uuid import uuid4
 
 from langchain_core.messages import (
     AIMessage,
@@ -70,6 +71,30 @@ class Change:
         if self.new is None:
             return [removed]
         return [self.new] if self.new.id == self.old.id else [removed, self.new]
+
+
+def written(
+    thread: Sequence[AnyMessage], changes: Sequence[Change]
+) -> list[AnyMessage | RemoveMessage]:
+    """What to write to a thread, so that it has these changes.
+
+    Where two messages have one id nothing tells which of them is meant. Such a thread is written
+    anew, and begins with the removal of all that it has.
+
+    Raises:
+        ConversationError: A message has no id.
+    """
+    updates = [message for change in changes for message in change.update]
+    ids = [message.id for message in thread]
+    if not updates or len(set(ids)) == len(ids):
+        return updates
+    after, taken = list[AnyMessage | RemoveMessage](), set[str | None]()
+    for message in thread:
+        new = next((change.new for change in changes if change.old is message), message)
+        if new is not None:
+            after.append(new.model_copy(update={"id": str(uuid4())}) if new.id in taken else new)
+            taken.add(new.id)
+    return [RemoveMessage(id=REMOVE_ALL), *after]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -20,7 +20,7 @@ from langchain_guardrails_qwen.notes import notes_on
 from langchain_guardrails_qwen.prompts import Place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Turn:
     """One call of the model. Its places remember the prompt as long as one of them lives."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from langchain_guardrails_qwen.judging import decided, decision_about, unblocked
 from langchain_guardrails_qwen.ledgers import as_sent, record_of
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
-from langchain_guardrails_qwen.threads import Admission
+from langchain_guardrails_qwen.threads import REMOVE_ALL, Admission, Change, written
 from langchain_guardrails_qwen.values import STATE_KEY
 
 
@@ -116,12 +117,24 @@ def _extended(
         released = call.released_as(message)
         decision = released.decision if released else None
         records[message.id] = record_of(message, settings.guard, decision)
-    here = [c for c in admission.changes if c.old.id is not None and c.old in thread]
-    changes = [message for change in here for message in change.update]
+    changes = written(thread, _found(thread, admission.changes))
+    if changes and changes[0].id == REMOVE_ALL:
+        # the thread has the response by then
+        changes.extend(response.result)  # pyright: ignore[reportArgumentType]
     update = {**({STATE_KEY: changes} if changes else {}), **settings.update(records)}
     return ExtendedModelResponse(
         model_response=response, command=Command(update=update) if update else None
     )
+
+
+def _found(thread: list[AnyMessage], changes: Sequence[Change]) -> list[Change]:
+    """Those of messages that the thread has. Models are sent more, and copies."""
+    here = {message.id: message for message in thread if message.id is not None}
+    return [
+        Change(old=here[change.old.id], new=change.new)
+        for change in changes
+        if change.old.id is not None and here.get(change.old.id) == change.old
+    ]
 
 
 def replies_of(response: ModelResponse[Any]) -> list[AIMessage]:

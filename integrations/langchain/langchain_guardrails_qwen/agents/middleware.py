@@ -75,6 +75,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         trace_payloads: Whether traces of the hooks themselves have what they are called with.
 
     Raises:
+        TypeError: `guard` is no `Guard`.
         ValueError: `exit_behavior` or `scope` is none of those.
     """
 
