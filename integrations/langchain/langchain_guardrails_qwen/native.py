@@ -18,6 +18,8 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
+from guardrails_qwen.streaming import aclose_source, close_source
+
 _SYNC, _ASYNC = "_stream_chat_model_events", "_astream_chat_model_events"
 
 
@@ -47,15 +49,21 @@ def asteps(model: BaseChatModel, prompt: list[BaseMessage], /, **call: Any) -> A
 
 def _whole(events: Iterator[Any]) -> Iterator[ChatGenerationChunk]:
     stream = ChatModelStream()
-    for event in events:
-        stream.dispatch(event)
+    try:
+        for event in events:
+            stream.dispatch(event)
+    finally:
+        close_source(events)
     yield _generation(stream)
 
 
 async def _awhole(events: AsyncIterator[Any]) -> AsyncIterator[ChatGenerationChunk]:
     stream = ChatModelStream()
-    async for event in events:
-        stream.dispatch(event)
+    try:
+        async for event in events:
+            stream.dispatch(event)
+    finally:
+        await aclose_source(events)
     yield _generation(stream)
 
 

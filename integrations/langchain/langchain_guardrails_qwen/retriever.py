@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from langchain_core.callbacks import (
@@ -19,9 +19,17 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from pydantic import ConfigDict
 from typing_extensions import override
 
-from guardrails_qwen import Action, ConversationError, Decision, Guard, GuardViolation, Stage
+from guardrails_qwen import (
+    Action,
+    ConversationError,
+    Decision,
+    Guard,
+    GuardError,
+    GuardViolation,
+    Stage,
+)
 from langchain_guardrails_qwen.documents_gate import DocumentGate, OnViolation, Sheet, unread
-from langchain_guardrails_qwen.trace import aannotate, annotate
+from langchain_guardrails_qwen.runs import atold, told
 from langchain_guardrails_qwen.unheard import unheard
 
 _OWN = ("callbacks", "run_id", "run_name")
@@ -98,17 +106,20 @@ class GuardedRetriever(BaseRetriever):
         inner_config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        checked = [self.guard.check(query, stage=Stage.INPUT)] if self.check_query else []
-        admitted = _admitted(query, checked)
-        if admitted is None:
-            annotate(run_manager, checked)
-            return _nothing(checked)
-        with unheard():
-            found = self.inner.invoke(admitted, inner_config, **kwargs)
-        sheets = self._read(found, admitted)
-        results = self._gate.check(sheets)
-        annotate(run_manager, [*checked, *results, *unread(sheets)])
-        return self._gate.settle(sheets, results)
+        decided = list[Decision | GuardError]()
+        with told(run_manager, decided):
+            admitted: str | None = query
+            if self.check_query:
+                decided.append(decision := self.guard.check(query, stage=Stage.INPUT))
+                admitted = _admitted(decision)
+            if admitted is None:
+                return []
+            with unheard():
+                found = self.inner.invoke(admitted, inner_config, **kwargs)
+            sheets = self._read(found, admitted)
+            results = self._gate.check(sheets)
+            decided += [*results, *unread(sheets)]
+            return self._gate.settle(sheets, results)
 
     @override
     async def _aget_relevant_documents(
@@ -119,17 +130,20 @@ class GuardedRetriever(BaseRetriever):
         inner_config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        checked = [await self.guard.acheck(query, stage=Stage.INPUT)] if self.check_query else []
-        admitted = _admitted(query, checked)
-        if admitted is None:
-            await aannotate(run_manager, checked)
-            return _nothing(checked)
-        with unheard():
-            found = await self.inner.ainvoke(admitted, inner_config, **kwargs)
-        sheets = self._read(found, admitted)
-        results = await self._gate.acheck(sheets)
-        await aannotate(run_manager, [*checked, *results, *unread(sheets)])
-        return self._gate.settle(sheets, results)
+        decided = list[Decision | GuardError]()
+        async with atold(run_manager, decided):
+            admitted: str | None = query
+            if self.check_query:
+                decided.append(decision := await self.guard.acheck(query, stage=Stage.INPUT))
+                admitted = _admitted(decision)
+            if admitted is None:
+                return []
+            with unheard():
+                found = await self.inner.ainvoke(admitted, inner_config, **kwargs)
+            sheets = self._read(found, admitted)
+            results = await self._gate.acheck(sheets)
+            decided += [*results, *unread(sheets)]
+            return self._gate.settle(sheets, results)
 
     @property
     def _gate(self) -> DocumentGate:
@@ -166,20 +180,12 @@ def _inherited(config: RunnableConfig | None) -> RunnableConfig:
     return cast("RunnableConfig", inherited)
 
 
-def _admitted(query: str, checked: Sequence[Decision]) -> str | None:
-    """The query to ask; None where nobody may be asked."""
-    for decision in checked:
-        return decision.text
-    return query
-
-
-def _nothing(checked: Sequence[Decision]) -> list[Document]:
-    """What a query finds that was dropped.
+def _admitted(decision: Decision) -> str | None:
+    """The query to ask; None where it was dropped, and finds nothing.
 
     Raises:
         GuardViolation: It was blocked.
     """
-    for decision in checked:
-        if decision.action is Action.BLOCK:
-            raise GuardViolation(decision)
-    return []
+    if decision.action is Action.BLOCK:
+        raise GuardViolation(decision)
+    return decision.text

@@ -206,6 +206,18 @@ async def test_a_run_says_of_what_could_not_be_read(door: Door) -> None:
     assert "guardrails_qwen:unjudged" in (collected.traced_runs[0].tags or [])
 
 
+async def test_a_run_says_what_was_decided_before_something_failed(door: Door) -> None:
+    def search(_: str) -> list[Document]:
+        raise OSError("the store is down")
+
+    judging = guard()
+    retriever = GuardedRetriever(inner=RunnableLambda(search), guard=judging, check_query=True)
+    with collect_runs() as collected, pytest.raises(OSError, match="down"):
+        await door(retriever, "tea?")
+    [note] = metadata_of(collected.traced_runs[0])["guardrails_qwen"]
+    assert (note["stage"], note["action"]) == ("input", "allow")
+
+
 async def test_what_a_store_holds_is_not_changed(
     door: Door, store: InMemoryVectorStore, inner: Asking
 ) -> None:
