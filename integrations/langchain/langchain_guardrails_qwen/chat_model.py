@@ -281,7 +281,8 @@ class GuardedChatModel(BaseChatModel):
 
         Arguments are those of the inner model. A reply that the guard took back is no output: the
         parser raises `ModelRefusalError` where the installed langchain-core has it, otherwise its
-        own error, with the closing text and nothing else.
+        own error, with the closing text and nothing else; parsers of tool calls, which find none,
+        give None.
 
         Raises:
             NotImplementedError: The inner model has none, or one that cannot be guarded.

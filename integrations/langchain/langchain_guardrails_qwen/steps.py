@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from guardrails_qwen import Conversation, Guard
 from langchain_guardrails_qwen.gate import Results
 from langchain_guardrails_qwen.judging import Asked
+from langchain_guardrails_qwen.trace import atell, tell
 
 _Result = TypeVar("_Result")
 
@@ -64,7 +65,7 @@ def _in_order(asked: Sequence[Asked], results: Results) -> Results:
 def run(
     steps: Steps[_Result], guard: Guard, handler: Callable[[Any], Any] = _no_handler
 ) -> _Result:
-    """Run a hook to its end."""
+    """Run a hook to its end. The run around it is told what is decided."""
     resume: Callable[[], Ask | Forward] = partial(next, steps)
     while True:
         try:
@@ -72,7 +73,11 @@ def run(
         except StopIteration as done:
             return done.value
         try:
-            answer = judge(guard, step.asked) if isinstance(step, Ask) else handler(step.request)
+            if isinstance(step, Ask):
+                answer = judge(guard, step.asked)
+                tell(answer)
+            else:
+                answer = handler(step.request)
         except Exception as error:  # noqa: BLE001 - the hook decides what it makes of it
             resume = partial(steps.throw, error)
         else:
@@ -92,6 +97,7 @@ async def arun(
         try:
             if isinstance(step, Ask):
                 answer = await ajudge(guard, step.asked)
+                await atell(answer)
             else:
                 answer = await handler(step.request)
         except Exception as error:  # noqa: BLE001 - the hook decides what it makes of it

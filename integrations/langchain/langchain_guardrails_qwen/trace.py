@@ -10,8 +10,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler, BaseRunManager
+from langchain_core.callbacks import (
+    AsyncCallbackHandler,
+    AsyncCallbackManagerForChainRun,
+    BaseCallbackHandler,
+    BaseCallbackManager,
+    BaseRunManager,
+    CallbackManagerForChainRun,
+)
 from langchain_core.callbacks.manager import ahandle_event, handle_event
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 
 from guardrails_qwen import Action, Decision, GuardError
@@ -85,6 +93,35 @@ async def aannotate(
                 await ahandle_event([handler], *_event(result, text), **_about(run_manager))
             except Exception as error:  # noqa: BLE001  whatever it is, the run goes on
                 _failed(handler, error)
+
+
+def tell(results: Sequence[Decision | GuardError]) -> None:
+    """`annotate` the run that goes on around the caller, if LangChain knows of one."""
+    if results and (around := _around()):
+        annotate(CallbackManagerForChainRun(**around), results)
+
+
+async def atell(results: Sequence[Decision | GuardError]) -> None:
+    """`tell`, without blocking the event loop."""
+    if results and (around := _around()):
+        await aannotate(AsyncCallbackManagerForChainRun(**around), results)
+
+
+def _around() -> dict[str, Any] | None:
+    """The run whose children would begin here, as a manager of its callbacks takes it."""
+    config = var_child_runnable_config.get()
+    callbacks = config.get("callbacks") if config else None
+    if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
+        return None
+    return {
+        "run_id": callbacks.parent_run_id,
+        "handlers": callbacks.handlers,
+        "inheritable_handlers": callbacks.inheritable_handlers,
+        "tags": callbacks.tags,
+        "inheritable_tags": callbacks.inheritable_tags,
+        "metadata": callbacks.metadata,
+        "inheritable_metadata": callbacks.inheritable_metadata,
+    }
 
 
 def _listening(run_manager: BaseRunManager) -> Iterator[BaseCallbackHandler]:

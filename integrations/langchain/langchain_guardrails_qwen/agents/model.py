@@ -122,7 +122,9 @@ class AgentModel(GuardedChatModel):
                 written.append(chunk.message)
                 yield chunk
         except (GuardViolation, ConversationError) as error:
-            yield _chunk(self.call.answered(error))
+            last = _chunk(self.call.answered(error))
+            written.append(last.message)
+            yield last
         finally:
             close_source(chunks)
             self.call.release(added_up(written))
@@ -142,7 +144,9 @@ class AgentModel(GuardedChatModel):
                 written.append(chunk.message)
                 yield chunk
         except (GuardViolation, ConversationError) as error:
-            yield _chunk(self.call.answered(error))
+            last = _chunk(self.call.answered(error))
+            written.append(last.message)
+            yield last
         finally:
             await aclose_source(chunks)
             self.call.release(added_up(written))
@@ -178,7 +182,7 @@ def agent_model(model: Any, *, call: ModelCall, streaming: Streaming, beside: bo
     return guarded(model) if isinstance(model, BaseChatModel) else replanted(model, guarded)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _AgentTurn(Turn):
     """A call of which only what is new in the thread is judged on the way in."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,6 +43,10 @@ class ToolGuard:
     ajudge: AsyncJudge
 
 
+_GUARDS = "guardrails_qwen_guards"
+"""Where a copy keeps all that stands before it: a tool may be guarded more than once."""
+
+
 def guarded_tool(tool: BaseTool, call_id: str | None, guard: ToolGuard) -> BaseTool:
     """A tool whose calls are judged before its run begins, and its results before that ends.
 
@@ -55,28 +59,34 @@ def guarded_tool(tool: BaseTool, call_id: str | None, guard: ToolGuard) -> BaseT
         guard: What judges.
     """
     copy = tool.model_copy(update={"handle_tool_error": True} if tool.handle_tool_error else {})
+    guards: list[ToolGuard] = [*vars(tool).get(_GUARDS, ()), guard]
+    vars(copy)[_GUARDS] = guards
     # In the place of the methods of its class: LangChain looks at the signatures of the last two.
-    vars(copy)["invoke"] = _gated(copy, type(copy).invoke, guard.gate)
-    vars(copy)["ainvoke"] = _agated(copy, type(copy).ainvoke, guard.agate)
+    vars(copy)["invoke"] = _gated(copy, guards)
+    vars(copy)["ainvoke"] = _agated(copy, guards)
     vars(copy)["_run"] = _guarded(tool, call_id, guard.judge)
     vars(copy)["_arun"] = _aguarded(tool, call_id, guard.ajudge)
     return copy
 
 
-def _gated(tool: BaseTool, invoke: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
-    def gated(call: ToolCall, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return gate(_visible(tool, call)) or invoke(tool, call, config, **kwargs)
+def _gated(tool: BaseTool, guards: Sequence[ToolGuard]) -> Callable[..., Any]:
+    def invoke(call: ToolCall, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        for guard in guards:
+            if refused := guard.gate(_visible(tool, call)):
+                return refused
+        return type(tool).invoke(tool, call, config, **kwargs)
 
-    return gated
+    return invoke
 
 
-def _agated(
-    tool: BaseTool, ainvoke: Callable[..., Awaitable[Any]], gate: AsyncGate
-) -> Callable[..., Any]:
-    async def gated(call: ToolCall, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return await gate(_visible(tool, call)) or await ainvoke(tool, call, config, **kwargs)
+def _agated(tool: BaseTool, guards: Sequence[ToolGuard]) -> Callable[..., Any]:
+    async def ainvoke(call: ToolCall, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        for guard in guards:
+            if refused := await guard.agate(_visible(tool, call)):
+                return refused
+        return await type(tool).ainvoke(tool, call, config, **kwargs)
 
-    return gated
+    return ainvoke
 
 
 def _visible(tool: BaseTool, call: ToolCall) -> ToolCall:
@@ -116,7 +126,7 @@ def _aguarded(tool: BaseTool, call_id: str | None, judge: AsyncJudge) -> Callabl
     return arun
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _Answer:
     """What a tool gave, and the messages that LangChain makes of it."""
 

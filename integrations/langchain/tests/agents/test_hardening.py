@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from langchain.agents.middleware import AgentMiddleware
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage, ToolMessage
 from langgraph.graph import START, StateGraph  # pyright: ignore[reportMissingTypeStubs]
 
 from guardrails_qwen import Action, Guard, Policy
 from guardrails_qwen.testing import ScriptedEngine
+from integrations.langchain.tests.agents.building import Run, calls, model, says, search_tool
+from integrations.langchain.tests.agents.frameworks import create_agent
 from integrations.langchain.tests.doubles import REPLACED, SCRIPT
 from langchain_guardrails_qwen import GuardRunnable
 from langchain_guardrails_qwen.agents import GuardrailMiddleware
@@ -106,3 +110,70 @@ def test_what_is_no_guard_is_refused_at_once(make: Any) -> None:
     for wrong in (GuardRunnable(Guard(engine)), engine):
         with pytest.raises(TypeError, match="not a Guard"):
             make(wrong)
+
+
+class Editing(AgentMiddleware[Any, Any, Any]):
+    """Changes what tools are called with, behind the guard that judged it."""
+
+    def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+        return handler(self._edited(request))
+
+    async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
+        return await handler(self._edited(request))
+
+    def _edited(self, request: Any) -> Any:
+        return request.override(tool_call={**request.tool_call, "args": {"query": BOMB}})
+
+
+@pytest.mark.parametrize("lenient", [False, True], ids=["alone", "with a lenient one behind"])
+async def test_a_call_is_judged_as_it_comes_to_the_tool(run: Run, lenient: bool) -> None:
+    ran = list[str]()
+    middleware: list[Any] = [GuardrailMiddleware(Guard(ScriptedEngine(SCRIPT))), Editing()]
+    if lenient:
+        middleware.append(GuardrailMiddleware(Guard(ScriptedEngine()), name="lenient"))
+    llm = model(calls("cats"), says("fine"))
+    graph = create_agent(llm, [search_tool(ran)], middleware=middleware)
+    result = await run(graph, {"messages": [HumanMessage("hi")]})
+    assert ran == []
+    assert REPLACED in str(result["messages"])
+
+
+class Listening(BaseCallbackHandler):
+    """Notes decisions, and where."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str, str]] = []
+
+    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+        assert name == "guardrails_qwen.decision"
+        assert "bomb" not in str(data)
+        self.heard.append((kwargs["metadata"]["langgraph_node"], data["stage"], data["action"]))
+
+
+BEFORE = "GuardrailMiddleware.before_model"
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        pytest.param(
+            "hi",
+            [
+                (BEFORE, "input", "allow"),
+                ("model", "tool_call", "allow"),
+                ("tools", "tool_result", "block"),
+            ],
+            id="a poisoned tool",
+        ),
+        pytest.param("a bomb", [(BEFORE, "input", "block")], id="a bad question"),
+    ],
+)
+async def test_handlers_hear_what_was_decided(
+    run: Run, said: str, heard: list[tuple[str, str, str]]
+) -> None:
+    guarding = GuardrailMiddleware(Guard(ScriptedEngine(SCRIPT)))
+    llm = model(calls("worse"), says("fine"))
+    graph = create_agent(llm, [search_tool([])], middleware=[guarding])
+    listening = Listening()
+    await run(graph, {"messages": [HumanMessage(said)]}, {"callbacks": [listening]})
+    assert listening.heard == heard
