@@ -69,7 +69,12 @@ async def aclose_source(*parts: object) -> None:
         if close := getattr(part, "aclose", None) or getattr(part, "close", None):
             closing = close()
             if inspect.isawaitable(closing):
-                await closing
+                try:
+                    await closing
+                except RuntimeError:
+                    # a loop that ends closes all generators at once, this one too
+                    if not getattr(part, "ag_running", False):
+                        raise
 
 
 def _log(error: Exception) -> None:

@@ -28,11 +28,7 @@ from guardrails_qwen import Guard
 from guardrails_qwen.streaming import Streaming, aclose_source
 from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
 from langchain_guardrails_qwen.gate import Gate
-from langchain_guardrails_qwen.generations import (
-    amessages_of,
-    chunk_of,
-    messages_of,
-)
+from langchain_guardrails_qwen.generations import amessages_of, chunk_of, messages_of
 from langchain_guardrails_qwen.judged_cache import judged_only
 from langchain_guardrails_qwen.native import asteps, steps
 from langchain_guardrails_qwen.runs import Listening, atold, told
@@ -70,6 +66,9 @@ class GuardedChatModel(BaseChatModel):
 
     An inner model that streams only in native events of the third version is judged when its reply
     is complete. A guarded model cannot be dumped and loaded: its engine is live.
+
+    Name the errors that `with_fallbacks` and `with_retry` are for: by default LangChain gives what
+    was blocked to the fallback, which may have no guard, and asks again after a violation.
 
     Args:
         inner: The model to guard.

@@ -44,16 +44,19 @@ class Listening(BaseCallbackHandler):
 
 @contextmanager
 def told(run: BaseRunManager | None, results: _Results) -> Generator[None, None, None]:
-    """A run is told what was decided inside, before it ends; also where that is an error."""
+    """A run is told what was decided inside, before it ends, however it does.
+
+    LangChain ends the run of a stream that is left early before the stream hears of it: then its
+    trace has no decisions, but handlers get the events.
+    """
     try:
         yield
     except Exception as error:
         _add(error, results)
+        raise
+    finally:
         if run:
             annotate(run, results)
-        raise
-    if run:
-        annotate(run, results)
 
 
 @asynccontextmanager
@@ -63,11 +66,10 @@ async def atold(run: BaseRunManager | None, results: _Results) -> AsyncGenerator
         yield
     except Exception as error:
         _add(error, results)
+        raise
+    finally:
         if run:
             await aannotate(run, results)
-        raise
-    if run:
-        await aannotate(run, results)
 
 
 def _add(error: Exception, results: _Results) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from langchain.agents.middleware.types import (
     AgentMiddleware,
+    AgentState,
     ExtendedModelResponse,
     ModelRequest,
     ModelResponse,
@@ -34,7 +35,7 @@ _STREAMING = Streaming()
 _OMITTED = TracePolicy(process_inputs=omit_payload, process_outputs=omit_payload)
 
 
-class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
+class GuardrailMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     """Guards what goes to the model of an agent, what it says, and what its tools do.
 
     ```python
@@ -123,14 +124,14 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
 
     @hook_config(can_jump_to=["end"])
     @override
-    def before_model(self, state: GuardrailState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+    def before_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Judge what is new in the thread."""
         return _update(run(admitted(self._settings, state), self._guard), state)
 
     @hook_config(can_jump_to=["end"])
     @override
     async def abefore_model(
-        self, state: GuardrailState, runtime: Runtime[Any]
+        self, state: AgentState[Any], runtime: Runtime[Any]
     ) -> dict[str, Any] | None:
         """Judge what is new in the thread."""
         return _update(await arun(admitted(self._settings, state), self._guard), state)
@@ -172,7 +173,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         return await arun(tool_call(self._settings, request), self._guard, handler)
 
 
-def _update(found: Admitted, state: GuardrailState) -> dict[str, Any] | None:
+def _update(found: Admitted, state: AgentState[Any]) -> dict[str, Any] | None:
     """What was found, as an update of the agent's state."""
     if not found.ended:
         return found.update or None
