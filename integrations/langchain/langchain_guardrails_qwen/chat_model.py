@@ -76,6 +76,9 @@ class GuardedChatModel(BaseChatModel):
         streaming: How replies are moderated while they are written.
         beside: Whether to judge the messages while the inner model answers them already. Nothing
             is released before the verdict.
+        trust_system: Whether the system messages that begin the messages are the application's own
+            words, which may name what is forbidden: they are the context of the others then, and
+            not judged. Only where no caller can send them.
 
     Raises:
         GuardViolation: The policy blocks the messages, or the reply where there is no closing text.
@@ -87,6 +90,7 @@ class GuardedChatModel(BaseChatModel):
     guard: Guard
     streaming: Streaming = _STREAMING
     beside: bool = False
+    trust_system: bool = False
 
     _manager: BaseRunManager | None = PrivateAttr(default=None)
     _listener: Listening | None = PrivateAttr(default=None)
@@ -100,6 +104,7 @@ class GuardedChatModel(BaseChatModel):
         guard: Guard,
         streaming: Streaming = _STREAMING,
         beside: bool = False,
+        trust_system: bool = False,
         **fields: Any,
     ) -> None:
         """Args: fields: fields of chat models; by default those of `inner`.
@@ -114,7 +119,7 @@ class GuardedChatModel(BaseChatModel):
             )
         own: dict[str, Any] = {name: getattr(inner, name, None) for name in _TAKEN_OVER}
         own |= {**fields, "inner": inner, "guard": guard}
-        own |= {"streaming": streaming, "beside": beside}
+        own |= {"streaming": streaming, "beside": beside, "trust_system": trust_system}
         super().__init__(**own)
 
     @property
@@ -358,7 +363,8 @@ class GuardedChatModel(BaseChatModel):
 
     def _turn(self, messages: list[BaseMessage]) -> Turn:
         """What one call does with its messages and its replies."""
-        return Turn.begun(Gate(guard=self.guard, streaming=self.streaming), messages)
+        gate = Gate(guard=self.guard, streaming=self.streaming, trust_system=self.trust_system)
+        return Turn.begun(gate, messages)
 
     @override
     def _should_stream(self, *, async_api: bool, **kwargs: Any) -> bool:
@@ -395,5 +401,5 @@ class GuardedChatModel(BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of a cache: another one than the inner model's, whose replies nobody judged."""
         guard = f"{self.guard.policy.fingerprint}.{self.guard.engine.fingerprint}"
-        guard += f".{self.streaming.closing!r}"
+        guard += f".{self.streaming.closing!r}{'.trusting' if self.trust_system else ''}"
         return f"guarded by {guard}: {self.inner._get_llm_string(stop=stop, **kwargs)}"

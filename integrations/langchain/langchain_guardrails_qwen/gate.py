@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from guardrails_qwen import Decision, Guard, GuardError, Stage
@@ -31,6 +31,8 @@ class Gate:
     """The field to judge of a dict."""
     streaming: Streaming = field(default_factory=Streaming)
     """How replies are moderated while they are written."""
+    trust_system: bool = False
+    """Whether the system messages that begin a list are the application's own: context only."""
     heard: Callable[[Results], None] = _unheard
     """Gets to know everything that is decided: of a value all at once, of a stream at its end."""
 
@@ -81,7 +83,10 @@ class Gate:
         documents = DocumentPassage.of(value, self.guard, self.stage)
         if documents:
             return documents
-        return Passage.of(value, place, self.stage, self.key, self.streaming.closing)
+        passage = Passage.of(value, place, self.stage, self.key, self.streaming.closing)
+        return (
+            replace(passage, reading=passage.reading.trusting()) if self.trust_system else passage
+        )
 
 
 def require_guard(guard: object) -> None:

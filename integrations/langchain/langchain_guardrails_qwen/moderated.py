@@ -17,7 +17,13 @@ from typing import Any
 from langchain_core.messages import AIMessageChunk
 
 from guardrails_qwen import Conversation, Decision, GuardError, Role, Stage
-from guardrails_qwen.streaming import GuardedStream, aclose_source, close_source
+from guardrails_qwen.streaming import GuardedStream
+from guardrails_qwen.streaming.sources import (
+    aclose_quietly,
+    aclosed_after,
+    close_quietly,
+    closed_after,
+)
 from langchain_guardrails_qwen.gate import Gate, Results
 from langchain_guardrails_qwen.notes import ending
 from langchain_guardrails_qwen.passage import Passing, settled
@@ -40,7 +46,8 @@ def moderated(
 
     Chunks of a reply leave when their text was cleared; chunks of anything else when the value that
     they add up to was judged. However it ends, the source is closed: at its end, when the reply is
-    blocked (before anything else happens, so that the model stops), or when nobody reads on.
+    blocked (before anything else happens, so that the model stops), or when nobody reads on. What
+    closing it raises takes the place of no block and of no other error; it is logged by its type.
 
     Args:
         gate: The guard.
@@ -53,64 +60,64 @@ def moderated(
         ConversationError: It is something that cannot be judged.
         GuardError: It could not be judged, and the policy says to raise.
     """
-    source = iter(chunks)
     passing = None
-    try:
-        for chunk in source:
-            passing = passing or _begun(gate, chunk, place)
-            text = passing.held.add(chunk)
-            events = passing.stream.feed(text) if text else []
-            if passing.stream.over:
-                close_source(source, chunks)
-            pieces = passing.held.passed(events)
-            yield from passing.ending(pieces, notes) if passing.stream.over else pieces
-            if passing.stream.over:
-                return
-        if passing and passing.held.mixed:
-            values = passing.read()
-            results = gate.check(values)
-            yield from passing.ending(passing.held.rest_passed(values, results), notes, results)
-        elif passing:
-            events = passing.stream.finish()
-            yield from passing.ending(passing.held.passed(events, finished=True), notes)
-    finally:
-        if passing:
-            passing.close()
-        close_source(source, chunks)
+    with closed_after(chunks) as sources:
+        sources.insert(0, source := iter(chunks))
+        try:
+            for chunk in source:
+                passing = passing or _begun(gate, chunk, place)
+                text = passing.held.add(chunk)
+                events = passing.stream.feed(text) if text else []
+                if passing.stream.over:
+                    close_quietly(sources)
+                pieces = passing.held.passed(events)
+                yield from passing.ending(pieces, notes) if passing.stream.over else pieces
+                if passing.stream.over:
+                    return
+            if passing and passing.held.mixed:
+                values = passing.read()
+                results = gate.check(values)
+                yield from passing.ending(passing.held.rest_passed(values, results), notes, results)
+            elif passing:
+                events = passing.stream.finish()
+                yield from passing.ending(passing.held.passed(events, finished=True), notes)
+        finally:
+            if passing:
+                passing.close()
 
 
 async def amoderated(
     gate: Gate, chunks: AsyncIterable[Any], place: Place, notes: Notes = _no_notes
 ) -> AsyncGenerator[Any, None]:
     """`moderated`, without blocking the event loop; also when its task is cancelled."""
-    source = aiter(chunks)
     passing = None
-    try:
-        async for chunk in source:
-            passing = passing or _begun(gate, chunk, place)
-            text = passing.held.add(chunk)
-            events = await passing.stream.afeed(text) if text else []
-            if passing.stream.over:
-                await aclose_source(source, chunks)
-            pieces = passing.held.passed(events)
-            for piece in passing.ending(pieces, notes) if passing.stream.over else pieces:
-                yield piece
-            if passing.stream.over:
-                return
-        if passing and passing.held.mixed:
-            values = passing.read()
-            results = await gate.acheck(values)
-            rest = passing.held.rest_passed(values, results)
-            for piece in passing.ending(rest, notes, results):
-                yield piece
-        elif passing:
-            events = await passing.stream.afinish()
-            for piece in passing.ending(passing.held.passed(events, finished=True), notes):
-                yield piece
-    finally:
-        if passing:
-            passing.close()
-        await aclose_source(source, chunks)
+    async with aclosed_after(chunks) as sources:
+        sources.insert(0, source := aiter(chunks))
+        try:
+            async for chunk in source:
+                passing = passing or _begun(gate, chunk, place)
+                text = passing.held.add(chunk)
+                events = await passing.stream.afeed(text) if text else []
+                if passing.stream.over:
+                    await aclose_quietly(sources)
+                pieces = passing.held.passed(events)
+                for piece in passing.ending(pieces, notes) if passing.stream.over else pieces:
+                    yield piece
+                if passing.stream.over:
+                    return
+            if passing and passing.held.mixed:
+                values = passing.read()
+                results = await gate.acheck(values)
+                rest = passing.held.rest_passed(values, results)
+                for piece in passing.ending(rest, notes, results):
+                    yield piece
+            elif passing:
+                events = await passing.stream.afinish()
+                for piece in passing.ending(passing.held.passed(events, finished=True), notes):
+                    yield piece
+        finally:
+            if passing:
+                passing.close()
 
 
 class _Whole:

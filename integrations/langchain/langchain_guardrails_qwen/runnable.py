@@ -98,6 +98,9 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         streaming: How replies are moderated while they are written. Its closing text is what a
             blocked reply is replaced by in every method, with the finish reason "content_filter":
             a text or a message of the assistant, or a dict behind a guard on the left.
+        trust_system: Whether the system messages that begin a list of messages are the
+            application's own words, which may name what is forbidden: they are the context of the
+            others then, and not judged. Only where no caller can send them.
         policy: In place of the guard's.
         engine: In place of the guard's.
         trace_text: Whether traces and events have the text that a decision passes on, and traces
@@ -114,6 +117,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
     stage: Stage | None = None
     key: str | None = None
     streaming: StreamingField = Field(default=_STREAMING, exclude=True)
+    trust_system: bool = False
     policy: PolicyField = None
     engine: SkipValidation[Engine | None] = Field(default=None, exclude=True)
     trace_text: bool = False
@@ -128,6 +132,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
         name: str | None = None,
         streaming: Streaming = _STREAMING,
         *,
+        trust_system: bool = False,
         policy: Policy | None = None,
         engine: Engine | None = None,
         trace_text: bool = False,
@@ -136,7 +141,7 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
             require_guard(guard)
         fields: dict[str, Any] = {"guard": guard, "stage": stage, "key": key, "name": name}
         fields |= {"streaming": streaming, "policy": policy, "engine": engine}
-        fields |= {"trace_text": trace_text}
+        fields |= {"trust_system": trust_system, "trace_text": trace_text}
         super().__init__(**fields)
 
     def wrap(
@@ -374,7 +379,13 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
 
     def _gate(self, config: RunnableConfig, heard: Callable[[Results], None] | None = None) -> Gate:
         guard = chosen(self.guard, self.policy, self.engine, config)
-        gate = Gate(guard=guard, stage=self.stage, key=self.key, streaming=self.streaming)
+        gate = Gate(
+            guard=guard,
+            stage=self.stage,
+            key=self.key,
+            streaming=self.streaming,
+            trust_system=self.trust_system,
+        )
         return replace(gate, heard=heard) if heard else gate
 
     def _traced(self, value: Any, config: RunnableConfig | None) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from typing import Any, cast
@@ -24,6 +24,9 @@ from guardrails_qwen import Action, ConversationError, Decision, Message, Role
 from langchain_guardrails_qwen.messages import decided_message, normalized, read_message
 
 STATE_KEY = "messages"
+
+_INSTRUCTING = (Role.SYSTEM, Role.DEVELOPER)
+"""Who says what an application tells its model."""
 
 _AnyMessage = InstanceOf[BaseMessage]  # the validators of its classes fail on anything else
 
@@ -52,6 +55,12 @@ class Reading:
     judged: int = 1
     """How many of the messages are judged, counted from the end."""
     put: Put
+
+    def trusting(self) -> Reading:
+        """The same, but the system messages that begin it are judged only if there is no other."""
+        system = takewhile(lambda message: message.role in _INSTRUCTING, self.messages)
+        others = len(self.messages) - sum(1 for _ in system)
+        return replace(self, judged=min(self.judged, others) or self.judged)
 
 
 def read(value: object, *, key: str | None = None, speaker: Role = Role.USER) -> Reading:

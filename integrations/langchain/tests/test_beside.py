@@ -97,9 +97,12 @@ async def test_the_model_is_asked_before_the_verdict(method: str, make: Make) ->
 async def test_nothing_is_released_before_the_verdict(method: str, make: Make) -> None:
     inner = writing(HARMLESS)
     engine = PatientEngine(lambda: len(inner.log) > 3)
-    async for _ in by(method, make(inner, engine), "bread?"):
+    released = list[str]()
+    async for message in by(method, make(inner, engine), "bread?"):
+        released.append(message.text)
         assert [c.last.text for c in engine.seen][:1] == ["bread?"]
         assert len(inner.log) > 3
+    assert "".join(released) == HARMLESS
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -2,14 +2,16 @@
 
 import asyncio
 import operator
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, suppress
 from functools import reduce
+from types import NoneType
 from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import Runnable
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
@@ -26,7 +28,7 @@ from guardrails_qwen import (
 from guardrails_qwen.streaming import HoldBack, Streaming
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine, ScriptedStreamEngine
 from integrations.langchain.tests.doubles import FILTERED, REPLACED, SCRIPT, WritingModel, writing
-from langchain_guardrails_qwen import GuardRunnable
+from langchain_guardrails_qwen import GuardedChatModel, GuardRunnable
 
 HARMFUL = "Sure, here it is. Take a bomb and light it. Then run away. Goodbye."
 HARMLESS = "Take flour and water. Knead for ten minutes. Bake until brown. Enjoy it!"
@@ -311,6 +313,45 @@ async def test_cancelling_stops_the_model() -> None:
     assert llm.log[-1] == "closed"
     assert [session.closed for session in engine.sessions] == [True]
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Torn(WritingModel):
+    """Its connection breaks when it is closed."""
+
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        try:
+            yield from super()._stream(*args, **kwargs)
+        finally:
+            raise OSError("torn")
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        try:
+            async for chunk in super()._astream(*args, **kwargs):
+                yield chunk
+        finally:
+            raise OSError("torn")
+
+
+@pytest.mark.parametrize(
+    ("closing", "ends"), [(None, GuardViolation), ("That is all.", NoneType)], ids=["raise", "say"]
+)
+@pytest.mark.parametrize("method", ["stream", "astream"])
+async def test_a_block_stays_one_where_the_model_cannot_be_closed(
+    method: str, closing: str | None, ends: type[object], engine: ScriptedEngine
+) -> None:
+    torn = Torn(chunks=writing(HARMFUL).chunks)
+    guard = Guard(engine, Policy.strict())
+    model = GuardedChatModel(inner=torn, guard=guard, streaming=Streaming(closing=closing))
+
+    async def stream() -> AsyncIterator[Any]:
+        for chunk in model.stream("how?"):
+            yield chunk
+
+    out = list[Any]()
+    error = await _released(stream() if method == "stream" else model.astream("how?"), out)
+    assert type(error) is ends
+    assert text_of(out).endswith(closing or "")
+    assert "bomb" not in text_of(out)
 
 
 async def _settled() -> None:
