@@ -1,5 +1,6 @@
 """What a guard has at hand while it judges shows no text where it is written to a log."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,24 +18,36 @@ from langchain_guardrails_qwen.prompts import Place
 from langchain_guardrails_qwen.turn import Turn
 from langchain_guardrails_qwen.values import read
 
-TEXT = "xyzzy"
+TEXT = "plugh"
 GUARD = Guard(ScriptedEngine({}), Policy.strict())
-MESSAGES = [HumanMessage(TEXT)]
-DOCUMENT = Document(page_content=TEXT)
+
+
+def passage() -> Any:
+    return Passage.of(TEXT, Place(), None, None, None)
+
+
+def documents() -> Any:
+    return DocumentPassage.of([Document(page_content=TEXT)], GUARD, Stage.CONTEXT)
+
+
+def sheets() -> Any:
+    return DocumentGate(guard=GUARD).read([Document(page_content=TEXT)])
+
+
+def turn() -> Any:
+    return Turn.begun(Gate(guard=GUARD), [HumanMessage(TEXT)])
+
+
+def reading() -> Any:
+    return read({"messages": [HumanMessage(TEXT)]})
 
 
 @pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(Passage.of(TEXT, Place(), None, None, None), id="passage"),
-        pytest.param(DocumentPassage.of([DOCUMENT], GUARD, Stage.CONTEXT), id="documents"),
-        pytest.param(DocumentGate(guard=GUARD).read([DOCUMENT]), id="sheets"),
-        pytest.param(Turn.begun(Gate(guard=GUARD), [*MESSAGES]), id="turn"),
-        pytest.param(read({"messages": MESSAGES}), id="reading"),
-    ],
+    "made", [passage, documents, sheets, turn, reading], ids=lambda made: made.__name__
 )
-def test_no_text_is_in_a_repr(value: Any) -> None:
-    assert value is not None
+def test_no_text_is_in_a_repr(made: Callable[[], Any]) -> None:
+    value = made()
+    assert value
     assert TEXT not in repr(value)
 
 
