@@ -10,6 +10,10 @@
   `langchain_guardrails_qwen.decisions` has a decision model, and needs langchain-core 1.8.
 
 Guards, policies and decisions are those of `guardrails_qwen`.
+
+The import changes two things for all of LangChain in the process, and for as long as that lives: a
+handler hears where each chain begins, so that a reply finds its prompt (see `lineage`), and replies
+that a guard took back are read as refusals, where langchain-core knows these (see `refusals`).
 """
 
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
