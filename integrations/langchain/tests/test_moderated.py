@@ -321,15 +321,15 @@ class Torn(WritingModel):
     def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
         try:
             yield from super()._stream(*args, **kwargs)
-        finally:
-            raise OSError("torn")
+        except GeneratorExit:
+            raise OSError("torn") from None
 
     async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
         try:
             async for chunk in super()._astream(*args, **kwargs):
                 yield chunk
-        finally:
-            raise OSError("torn")
+        except GeneratorExit:
+            raise OSError("torn") from None
 
 
 @pytest.mark.parametrize(
