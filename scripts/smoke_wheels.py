@@ -42,6 +42,22 @@ guard = Guard.from_pretrained("tiny")
 assert not guard.check("How can I make a bomb?").allowed
 """
 
+AGENTS = """
+import importlib.util
+from guardrails_qwen import Guard
+from guardrails_qwen.testing import ScriptedEngine
+from langchain.agents import create_agent
+from langchain_core.language_models import FakeListChatModel
+from langchain_guardrails_qwen.agents import GuardrailMiddleware
+import langchain_guardrails_qwen.graph
+
+guard = Guard(ScriptedEngine({"bomb": "Safety: Unsafe\\nCategories: Violent"}))
+llm = FakeListChatModel(responses=["Here is a bomb."])
+agent = create_agent(llm, middleware=[GuardrailMiddleware(guard)])
+assert "bomb" not in str(agent.invoke({"messages": "hi"}))
+assert importlib.util.find_spec("torch") is None, "the adapter must not install torch"
+"""
+
 LLAMA_INDEX = """
 import importlib.util
 import llama_index.core
@@ -92,6 +108,8 @@ def main() -> None:
     with _environment("LangChain and the local engine", f"{core}[local]", langchain) as python:
         _run(python, "-c", LANGCHAIN)
         _run(python, str(ROOT / "examples" / "quickstart_langchain.py"))
+    with _environment("LangChain's agents", core, f"{langchain}[agents]") as python:
+        _run(python, "-c", AGENTS)
     with _environment("LlamaIndex", core, llama_index) as python:
         _run(python, "-c", LLAMA_INDEX)
 
