@@ -7,7 +7,14 @@ from guardrails_qwen.streaming.guarded import GuardedStream, readable
 from guardrails_qwen.streaming.judges import RepeatedJudge, judge_for
 from guardrails_qwen.streaming.moderator import StreamModerator
 from guardrails_qwen.streaming.settings import Debounce, HoldBack, Streaming
-from guardrails_qwen.streaming.sources import aclose_source, close_source
+from guardrails_qwen.streaming.sources import (
+    aclose_quietly,
+    aclose_source,
+    aclosed_after,
+    close_quietly,
+    close_source,
+    closed_after,
+)
 from guardrails_qwen.streaming.steps import Ask, Feed, Finish, Steps, Truncate, arun, run
 
 __all__ = [
@@ -29,10 +36,14 @@ __all__ = [
     "Streaming",
     "Truncate",
     "abeside",
+    "aclose_quietly",
     "aclose_source",
+    "aclosed_after",
     "arun",
     "beside",
+    "close_quietly",
     "close_source",
+    "closed_after",
     "judge_for",
     "readable",
     "run",

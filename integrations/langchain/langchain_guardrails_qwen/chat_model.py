@@ -77,8 +77,8 @@ class GuardedChatModel(BaseChatModel):
         beside: Whether to judge the messages while the inner model answers them already. Nothing
             is released before the verdict.
         trust_system: Whether the system messages that begin the messages are the application's own
-            words, which may name what is forbidden: they are the context of the others then, and
-            not judged. Only where no caller can send them.
+            words, which may name what is forbidden: the guard does not read them then. Only where
+            no caller can send them.
 
     Raises:
         GuardViolation: The policy blocks the messages, or the reply where there is no closing text.

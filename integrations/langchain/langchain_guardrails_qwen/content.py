@@ -32,6 +32,15 @@ _CALLS = frozenset(
 )
 """Content blocks that ask for a tool, mostly the same calls that `tool_calls` has."""
 
+_RESULTS = frozenset(
+    {"server_tool_result", "tool_result", "mcp_tool_result", "mcp_call", "mcp_list_tools"}
+    | {"web_search_call", "web_search_tool_result", "web_fetch_tool_result", "file_search_call"}
+    | {"code_interpreter_call", "code_execution_tool_result", "executable_code"}
+    | {"code_execution_result", "bash_code_execution_tool_result", "compaction"}
+    | {"text_editor_code_execution_tool_result", "mcp_approval_request", "mcp_tool_use"}
+)
+"""Content blocks of tools that the provider runs: what they were asked, and what they answered."""
+
 _ARGUMENTS = ("args", "arguments", "input", "partial_json")
 
 _TECHNICAL = frozenset(
@@ -106,7 +115,7 @@ def thoughts(message: BaseMessage) -> str:
         for key, value in message.additional_kwargs.items()
         if key not in ("tool_calls", "function_call")
     }
-    readable = _THOUGHTS.union(_WORDS)
+    readable = _THOUGHTS.union(_WORDS, _RESULTS)
     blocks = [_beside_words(block) for block in _blocks(message) if _kind(block) in readable]
     return "\n".join(text for part in (hidden, *blocks, others(message)) for text in _leaves(part))
 
@@ -142,7 +151,7 @@ def _words_of(block: str | dict[Any, Any]) -> str:
     if isinstance(block, str):
         return block
     kind = _kind(block)
-    if kind in _THOUGHTS or kind in _CALLS:
+    if kind in _THOUGHTS or kind in _CALLS or kind in _RESULTS:
         return ""
     said = block.get(_WORDS.get(kind, ""))
     if not isinstance(said, str) or any(block.get(key) for key in _POINTERS):
@@ -187,7 +196,13 @@ def _leaves(value: object, *, technical: bool = False, depth: int = 0) -> Iterat
         if value and not (technical and is_token(value)):
             yield value
     elif isinstance(value, Mapping):
-        for key, item in cast("Mapping[object, object]", value).items():
+        fields = cast("Mapping[object, object]", value)
+        if depth and fields.get("type") in _MEDIA:
+            raise ConversationError(
+                "what a field shows cannot be judged by a text model: take it out and judge it by "
+                "other means"
+            )
+        for key, item in fields.items():
             if item and key in _MEDIA:
                 raise ConversationError(
                     f"a field {key!r} cannot be judged by a text model: take it out and judge it, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from guardrails_qwen import Decision, Guard, GuardError, Stage
@@ -32,7 +32,7 @@ class Gate:
     streaming: Streaming = field(default_factory=Streaming)
     """How replies are moderated while they are written."""
     trust_system: bool = False
-    """Whether the system messages that begin a list are the application's own: context only."""
+    """Whether the system messages that begin a list are the application's own, and left out."""
     heard: Callable[[Results], None] = _unheard
     """Gets to know everything that is decided: of a value all at once, of a stream at its end."""
 
@@ -84,9 +84,7 @@ class Gate:
         if documents:
             return documents
         passage = Passage.of(value, place, self.stage, self.key, self.streaming.closing)
-        return (
-            replace(passage, reading=passage.reading.trusting()) if self.trust_system else passage
-        )
+        return passage.trusting() if self.trust_system else passage
 
 
 def require_guard(guard: object) -> None:

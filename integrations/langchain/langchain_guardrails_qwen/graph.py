@@ -16,8 +16,6 @@ from typing import Annotated, Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import Runnable, RunnableLambda
-from langgraph.graph import END  # pyright: ignore[reportMissingTypeStubs]
-from langgraph.graph.message import add_messages  # pyright: ignore[reportMissingTypeStubs]
 from typing_extensions import NotRequired, TypedDict
 
 from guardrails_qwen import Guard
@@ -32,6 +30,14 @@ from langchain_guardrails_qwen.thread_settings import (
     thread_of,
 )
 from langchain_guardrails_qwen.threads import Scope
+
+try:
+    from langgraph.graph import END  # pyright: ignore[reportMissingTypeStubs]
+    from langgraph.graph.message import add_messages  # pyright: ignore[reportMissingTypeStubs]
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "guards in graphs need langgraph: pip install 'langchain-guardrails-qwen[graph]'"
+    ) from error
 
 __all__ = ["GuardedState", "Ledgers", "guard_node", "is_blocked", "merged", "passing"]
 
@@ -103,12 +109,12 @@ def passing(to: str, *, blocked: str = END, name: str = "guard") -> Callable[[An
         name: The guard's name.
     """
 
-    def passing(state: Any) -> str:
+    def chosen(state: Any) -> str:
         require_arrived(ledger_of(state, name), thread_of(state))
         return blocked if is_blocked(state, name=name) else to
 
-    passing.__annotations__["return"] = Literal[to, blocked]  # for drawings of the graph
-    return passing
+    chosen.__annotations__["return"] = Literal[to, blocked]  # for drawings of the graph
+    return chosen
 
 
 def is_blocked(state: object, *, name: str = "guard") -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 from langchain_core.messages import AIMessageChunk
 
 from guardrails_qwen import Conversation, Decision, GuardError, Role, Stage
-from guardrails_qwen.streaming import GuardedStream
-from guardrails_qwen.streaming.sources import (
+from guardrails_qwen.streaming import (
+    GuardedStream,
     aclose_quietly,
     aclosed_after,
     close_quietly,

@@ -49,6 +49,8 @@ class Passage:
     """What a reply is replaced by that is blocked; None: raise."""
     prompt: Prompt
     """What comes before the value's own messages, where an assistant begins them."""
+    trusts_system: bool = False
+    """Whether system messages that begin the value's own are left out."""
 
     @classmethod
     def of(
@@ -108,7 +110,12 @@ class Passage:
     def _read_again(self, passed_on: Any) -> Reading:
         if passed_on is self.value:
             return self.reading
-        return read(passed_on, key=self.key, speaker=self.reading.messages[-1].role)
+        again = read(passed_on, key=self.key, speaker=self.reading.messages[-1].role)
+        return again.trusting() if self.trusts_system else again
+
+    def trusting(self) -> Passage:
+        """The same, but the system messages that begin the value are nobody's to judge."""
+        return replace(self, reading=self.reading.trusting(), trusts_system=True)
 
 
 Passing = Passage | DocumentPassage | ConversationError

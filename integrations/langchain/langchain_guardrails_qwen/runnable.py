@@ -99,8 +99,8 @@ class GuardRunnable(RunnableSerializable[Any, Any]):
             blocked reply is replaced by in every method, with the finish reason "content_filter":
             a text or a message of the assistant, or a dict behind a guard on the left.
         trust_system: Whether the system messages that begin a list of messages are the
-            application's own words, which may name what is forbidden: they are the context of the
-            others then, and not judged. Only where no caller can send them.
+            application's own words, which may name what is forbidden: a guard does not read them
+            then. Only where no caller can send them.
         policy: In place of the guard's.
         engine: In place of the guard's.
         trace_text: Whether traces and events have the text that a decision passes on, and traces

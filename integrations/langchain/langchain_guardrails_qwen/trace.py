@@ -19,7 +19,7 @@ from langchain_core.callbacks import (
     CallbackManagerForChainRun,
 )
 from langchain_core.callbacks.manager import ahandle_event, handle_event
-from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 
 from guardrails_qwen import Action, Decision, GuardError
@@ -38,7 +38,7 @@ TAGS: dict[Action, str] = {
     Action.DROP: "guardrails_qwen:dropped",
     Action.BLOCK: "guardrails_qwen:blocked",
 }
-"""Tags of runs in traces: what was done."""
+"""Tags of runs in traces, in rising order: the strictest that was done."""
 
 UNJUDGED = "guardrails_qwen:unjudged"
 """… and this one, where something could not be judged."""
@@ -109,8 +109,7 @@ async def atell(results: Sequence[Decision | GuardError]) -> None:
 
 def _around() -> dict[str, Any] | None:
     """The run whose children would begin here, as a manager of its callbacks takes it."""
-    config = var_child_runnable_config.get()
-    callbacks = config.get("callbacks") if config else None
+    callbacks = ensure_config().get("callbacks")
     if not isinstance(callbacks, BaseCallbackManager) or callbacks.parent_run_id is None:
         return None
     return {
@@ -166,8 +165,9 @@ def _mark_run(run: Any, notes: list[dict[str, Any]], tags: list[str]) -> None:
     metadata: dict[str, Any] = extra.get("metadata") or {}
     before: list[Any] = metadata.get(METADATA, [])
     run.extra = {**extra, "metadata": {**metadata, METADATA: [*before, *notes]}}
-    has: list[str] = run.tags or []
-    run.tags = [*has, *(tag for tag in tags if tag not in has)]
+    told = dict.fromkeys([*(run.tags or []), *tags])
+    done = [tag for tag in TAGS.values() if tag in told]
+    run.tags = [*(tag for tag in told if tag not in done), *done[-1:]]
 
 
 def _tags(results: Sequence[Decision | GuardError]) -> list[str]:

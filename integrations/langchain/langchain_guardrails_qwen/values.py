@@ -57,10 +57,12 @@ class Reading:
     put: Put
 
     def trusting(self) -> Reading:
-        """The same, but the system messages that begin it are judged only if there is no other."""
-        system = takewhile(lambda message: message.role in _INSTRUCTING, self.messages)
-        others = len(self.messages) - sum(1 for _ in system)
-        return replace(self, judged=min(self.judged, others) or self.judged)
+        """The same without the system messages that begin it, unless there is nothing else."""
+        system = sum(1 for _ in takewhile(lambda m: m.role in _INSTRUCTING, self.messages))
+        others = self.messages[system:]
+        if not others:
+            return self
+        return replace(self, messages=others, judged=min(self.judged, len(others)))
 
 
 def read(value: object, *, key: str | None = None, speaker: Role = Role.USER) -> Reading:
@@ -97,14 +99,15 @@ def read(value: object, *, key: str | None = None, speaker: Role = Role.USER) ->
     )
 
 
-def _read_list(elements: list[object]) -> Reading:
+def _read_list(elements: list[object], *, emptied: bool = False) -> Reading:
     if not elements:
         raise ConversationError("there is no message to judge in an empty list")
     messages = tuple(_numbered(index, element) for index, element in enumerate(elements))
     side = _is_assistants(messages[-1])
     turn = takewhile(lambda message: _is_assistants(message) is side, reversed(messages))
     judged = sum(1 for _ in turn)
-    return Reading(messages=messages, judged=judged, put=partial(_list, elements))
+    put = partial(_list, elements, emptied=emptied)
+    return Reading(messages=messages, judged=judged, put=put)
 
 
 def _is_assistants(message: Message) -> bool:
@@ -124,6 +127,9 @@ def _read_dict(fields: dict[str, object], key: str | None, speaker: Role) -> Rea
         changed[field] = inner
         return changed
 
+    if field == STATE_KEY and isinstance(fields[field], list):
+        elements = cast("list[object]", fields[field])
+        return _within(_read_list(elements, emptied=True), rewritten)
     return _within(read(fields[field], speaker=speaker), rewritten)
 
 
@@ -151,14 +157,21 @@ def _message(message: BaseMessage, decisions: Sequence[Decision]) -> BaseMessage
     return decided_message(message, decisions[0])
 
 
-def _list(elements: list[object], decisions: Sequence[Decision]) -> list[object]:
+def _list(
+    elements: list[object], decisions: Sequence[Decision], *, emptied: bool = False
+) -> list[object]:
+    """A list after decisions about its last elements.
+
+    With `emptied`, what is dropped stays as a message without text: the list is that of a state,
+    whose graph keeps messages that a node does not return.
+    """
     before = len(elements) - len(decisions)
     decided = [
         _element(element, decision)
         for element, decision in zip(elements[before:], decisions, strict=True)
     ]
     pairs = zip(decided, decisions, strict=True)
-    kept = [element for element, decision in pairs if _stays(element, decision)]
+    kept = [element for element, decision in pairs if emptied or _stays(element, decision)]
     return [*elements[:before], *kept] or decided[-1:]
 
 

@@ -387,7 +387,7 @@ async def test_annotations_of_several_decisions(method: str) -> None:
         await aannotate(run, results[1:])
     run.on_chain_end({})
     [mine] = traces.runs
-    assert mine.tags == [TAGS[Action.FLAG], TAGS[Action.BLOCK], UNJUDGED]
+    assert mine.tags == [UNJUDGED, TAGS[Action.BLOCK]]
     assert [note.get("action") for note in notes(mine)] == ["flag", "block", None]
     assert events.decisions == notes(mine)
     assert "bomb" not in str(notes(mine))

@@ -100,7 +100,11 @@ async def test_a_changed_value_keeps_its_kind(
         pytest.param(ASK, HumanMessage("", id="h1"), id="message"),
         pytest.param([SYSTEM, ASK], [SYSTEM], id="list"),
         pytest.param([ASK], [HumanMessage("", id="h1")], id="list of one"),
-        pytest.param({"messages": [SYSTEM, ASK]}, {"messages": [SYSTEM]}, id="state"),
+        pytest.param(
+            {"messages": [SYSTEM, ASK]},
+            {"messages": [SYSTEM, HumanMessage("", id="h1")]},
+            id="state, whose graph keeps what is not there",
+        ),
         pytest.param(StringPromptValue(text="bomb"), StringPromptValue(text=""), id="string"),
         pytest.param(
             ChatPromptValue(messages=[SYSTEM, ASK]), ChatPromptValue(messages=[SYSTEM]), id="chat"

@@ -26,7 +26,7 @@ from guardrails_qwen import (
     GuardError,
     GuardViolation,
 )
-from guardrails_qwen.streaming import Streaming, aclose_source, close_source
+from guardrails_qwen.streaming import Streaming, aclosed_after, closed_after
 from langchain_guardrails_qwen.agents.model_call import ModelCall
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
 from langchain_guardrails_qwen.gate import Gate
@@ -50,6 +50,11 @@ class AgentModel(GuardedChatModel):
         super().__init__(
             inner=inner, guard=call.guard, streaming=streaming, beside=beside, call=call
         )
+
+    @override
+    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        """That of the inner model: who looks for its runs in traces and events finds them."""
+        return self.inner.get_name(suffix, name=name)
 
     @override
     def invoke(
@@ -118,15 +123,15 @@ class AgentModel(GuardedChatModel):
         chunks = super()._stream(messages, stop, run_manager, **kwargs)
         written = list[BaseMessage]()
         try:
-            for chunk in chunks:
-                written.append(chunk.message)
-                yield chunk
+            with closed_after(chunks):
+                for chunk in chunks:
+                    written.append(chunk.message)
+                    yield chunk
         except (GuardViolation, ConversationError) as error:
             last = _chunk(self.call.answered(error))
             written.append(last.message)
             yield last
         finally:
-            close_source(chunks)
             self.call.release(added_up(written))
 
     @override
@@ -140,15 +145,15 @@ class AgentModel(GuardedChatModel):
         chunks = super()._astream(messages, stop, run_manager, **kwargs)
         written = list[BaseMessage]()
         try:
-            async for chunk in chunks:
-                written.append(chunk.message)
-                yield chunk
+            async with aclosed_after(chunks):
+                async for chunk in chunks:
+                    written.append(chunk.message)
+                    yield chunk
         except (GuardViolation, ConversationError) as error:
             last = _chunk(self.call.answered(error))
             written.append(last.message)
             yield last
         finally:
-            await aclose_source(chunks)
             self.call.release(added_up(written))
 
     @override
