@@ -7,7 +7,6 @@ stands.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any
@@ -67,7 +66,8 @@ def digest_of(message: BaseMessage, fingerprint: str, reading: Reading | None = 
     given = not isinstance(message, HumanMessage) and is_token(said.name or "")
     name = None if given else said.name
     calls = [call.judged_text for call in said.tool_calls]
-    marked = json.dumps([fingerprint, said.role.value, name, said.text, calls])
+    parts = [fingerprint, said.role.value, name or "", said.text, *calls]
+    marked = "".join(f"{len(part)}:{part}" for part in parts)
     return blake2b(marked.encode(), digest_size=16).hexdigest()
 
 

@@ -26,6 +26,9 @@ _ROLES: dict[type[BaseMessage], Role] = {
     ToolMessage: Role.TOOL,
     FunctionMessage: Role.TOOL,
 }
+_PLAIN = frozenset({HumanMessage, AIMessage, SystemMessage, ToolMessage})
+"""Classes of which every field is known."""
+
 _ROLE_NAMES = {
     "human": Role.USER,
     "ai": Role.ASSISTANT,
@@ -71,11 +74,27 @@ def read_message(message: BaseMessage) -> Message:
     Raises:
         ConversationError: The role is unknown, or it holds what a text model cannot judge.
     """
+    if _is_plain(message):  # as most are, and threads are long
+        return Message(role=_ROLES[type(message)], text=cast("str", message.content))
     return Message(
         role=_role(message),
         text=_preface(message) + words(message),
         tool_calls=tool_calls(message),
         name=message.name or None,
+    )
+
+
+def _is_plain(message: BaseMessage) -> bool:
+    """Whether the content is all that a message says."""
+    fields = vars(message)
+    return (
+        type(message) in _PLAIN
+        and isinstance(message.content, str)
+        and not (message.name or message.additional_kwargs or message.model_extra)
+        and not (fields.get("tool_calls") or fields.get("invalid_tool_calls"))
+        and fields.get("status", "success") in ("success", "error")
+        and is_token(message.id or "")
+        and is_token(fields.get("tool_call_id", ""))
     )
 
 

@@ -178,7 +178,14 @@ class Inspection:
             messages=messages,
             readings=readings,
             new=new,
-            context={keys[i] or "": record_of(messages[i], guard) for i in rest},
+            context={
+                keys[i] or "": {
+                    "digest": digests[i],
+                    "fingerprint": guard.fingerprint,
+                    "decision": None,
+                }
+                for i in rest
+            },
             closing=closing,
         )
 
