@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
+from inspect import isasyncgen, isawaitable
 
 logger = logging.getLogger("guardrails_qwen")
 
@@ -26,16 +27,23 @@ def closed_after(chunks: object) -> Generator[list[object]]:
     close_source(*parts)
 
 
-@asynccontextmanager
-async def aclosed_after(chunks: object) -> AsyncGenerator[list[object]]:
-    """The same, by `aclose` where there is one; `close` may be a coroutine function."""
-    parts = [chunks]
-    try:
-        yield parts
-    except BaseException:
-        await aclose_quietly(parts)
-        raise
-    await aclose_source(*parts)
+class aclosed_after:  # noqa: N801  a context manager
+    """The same, by `aclose` where there is one; `close` may be a coroutine function.
+
+    It is no generator: those are closed at any time by a loop that ends.
+    """
+
+    def __init__(self, chunks: object) -> None:
+        self._parts = [chunks]
+
+    async def __aenter__(self) -> list[object]:
+        return self._parts
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            await aclose_source(*self._parts)
+        else:
+            await aclose_quietly(self._parts)
 
 
 def close_quietly(parts: list[object]) -> None:
@@ -64,17 +72,22 @@ def close_source(*parts: object) -> None:
 
 
 async def aclose_source(*parts: object) -> None:
-    """The same, by `aclose` where there is one; `close` may be a coroutine function."""
+    """The same, by `aclose` where there is one; `close` may be a coroutine function.
+
+    A loop that ends closes all generators at once, which leaves nothing to do with these.
+    """
     for part in parts:
+        if isasyncgen(part) and _ends(asyncio.get_running_loop()):
+            continue
         if close := getattr(part, "aclose", None) or getattr(part, "close", None):
             closing = close()
-            if inspect.isawaitable(closing):
-                try:
-                    await closing
-                except RuntimeError:
-                    # a loop that ends closes all generators at once, this one too
-                    if not getattr(part, "ag_running", False):
-                        raise
+            if isawaitable(closing):
+                await closing
+
+
+def _ends(loop: object) -> bool:
+    """Whether an event loop is closing its generators; one that does not say so is not."""
+    return bool(getattr(loop, "_asyncgens_shutdown_called", False))
 
 
 def _log(error: Exception) -> None:

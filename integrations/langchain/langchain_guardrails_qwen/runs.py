@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -59,17 +59,21 @@ def told(run: BaseRunManager | None, results: _Results) -> Generator[None, None,
             annotate(run, results)
 
 
-@asynccontextmanager
-async def atold(run: BaseRunManager | None, results: _Results) -> AsyncGenerator[None, None]:
-    """`told`, without blocking the event loop."""
-    try:
-        yield
-    except Exception as error:
-        _add(error, results)
-        raise
-    finally:
-        if run:
-            await aannotate(run, results)
+class atold:  # noqa: N801  a context manager
+    """`told`, without blocking the event loop. It is no generator, which a loop may close."""
+
+    def __init__(self, run: BaseRunManager | None, results: _Results) -> None:
+        self._run = run
+        self._results = results
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            _add(error, self._results)
+        if self._run:
+            await aannotate(self._run, self._results)
 
 
 def _add(error: Exception, results: _Results) -> None:
