@@ -16,7 +16,7 @@ from guardrails_qwen import GuardViolation, Stage
 from langchain_guardrails_qwen.agents.model import agent_model
 from langchain_guardrails_qwen.agents.model_call import ModelCall
 from langchain_guardrails_qwen.judging import decided, decision_about, unblocked
-from langchain_guardrails_qwen.ledgers import as_sent, record_of
+from langchain_guardrails_qwen.ledgers import as_sent, gone, record_of
 from langchain_guardrails_qwen.steps import Ask, Forward, Steps
 from langchain_guardrails_qwen.thread_settings import ThreadSettings, thread_of
 from langchain_guardrails_qwen.threads import REMOVE_ALL, Admission, Change, written
@@ -111,7 +111,7 @@ def _extended(
     """The response, and what the thread gets to know."""
     admission = call.admission or Admission(messages=request.messages)
     thread = thread_of(request.state)
-    records = as_sent(admission.records, call.sent, thread)
+    records = {**gone(call.ledger, thread), **as_sent(admission.records, call.sent, thread)}
     for message in replies_of(response):
         message.id = str(uuid4()) if message.id is None else message.id
         released = call.released_as(message)

@@ -26,14 +26,14 @@ def tool_call(settings: ThreadSettings, request: ToolCallRequest) -> Steps[Any]:
         GuardViolation: Something is blocked, and that is an error.
         GuardError: Something could not be judged, and the policy says to raise.
     """
-    run = _Run(settings=settings, request=request)
-    refused = yield from run.refused(request.tool_call)
-    result: Any = refused or (yield Forward(run.guarded))
-    if run.violation:  # somebody made an answer of the error
-        raise GuardViolation(run.violation)
-    passed = yield from run.passed(messages_of(result))
-    run.record(passed)
-    return with_ledgers(with_messages(result, passed), {settings.name: run.records})
+    called = _Run(settings=settings, request=request)
+    refused = yield from called.refused(request.tool_call)
+    result: Any = refused or (yield Forward(called.guarded))
+    if called.violation:  # somebody made an answer of the error
+        raise GuardViolation(called.violation)
+    passed = yield from called.passed(messages_of(result))
+    called.record(passed)
+    return with_ledgers(with_messages(result, passed), {settings.name: called.records})
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
