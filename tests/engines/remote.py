@@ -18,8 +18,9 @@ from guardrails_qwen.engines.remote import RemoteEngine
 from tests.servers.loopback import LoopbackServer, Request
 from tests.servers.tiny_model import Wish, tiny_model, worker
 
-HASTY = Reliability(attempts=2, timeout=0.5, first_wait=0.01, longest_wait=0.05, failures=1000)
-"""Two attempts, short waits, and a breaker that stays out of it."""
+HASTY = Reliability(attempts=2, timeout=1, first_wait=0.01, longest_wait=0.05, failures=1000)
+"""Two attempts, short waits, and a breaker that stays out of it. A machine that runs other tests
+beside may stand still for half a second."""
 
 
 @lru_cache(maxsize=1)
