@@ -184,10 +184,10 @@ async def test_a_human_in_the_loop_is_judged(decision: Any, told: str, last: str
     result = await run(made.graph, user("hi"))
     assert "__interrupt__" in result
     result = await run(made.graph, Command(resume={"decisions": [decision]}))
-    answer, reply = result["messages"][-2:]
-    assert told in answer.text
-    assert reply.text.strip() == last
-    assert "bomb" not in str(made.ran)
+    texts = [message.text.strip() for message in result["messages"]]
+    assert any(told in text for text in texts)
+    assert texts[-1] == last
+    assert "bomb" not in f"{made.ran} {result['messages']}"
 
 
 async def test_limits_of_tools_hold(run: Run) -> None:
