@@ -56,6 +56,12 @@ class AgentModel(GuardedChatModel):
         """That of the inner model: who looks for its runs in traces and events finds them."""
         return self.inner.get_name(suffix, name=name)
 
+    @property
+    @override
+    def _serialized(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What handlers are told of the model: that is the inner one, which is made only once."""
+        return self.inner._serialized
+
     @override
     def invoke(
         self,
