@@ -25,6 +25,7 @@ from guardrails_qwen import (
     Stage,
 )
 from langchain_guardrails_qwen.documents_text import KEY, metadata_text, without_texts
+from langchain_guardrails_qwen.trace import Results
 
 OnViolation = Literal["drop", "annotate", "raise"]
 """What becomes of a document that its policy drops or blocks.
@@ -33,8 +34,6 @@ OnViolation = Literal["drop", "annotate", "raise"]
 could not be judged: then it is left out. `raise` raises `GuardViolation`.
 """
 
-Results = Sequence[Decision | GuardError]
-"""What a guard says of conversations, in their order."""
 
 _CHANGED = (Action.REDACT, Action.REPLACE)
 

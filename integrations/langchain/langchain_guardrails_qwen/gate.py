@@ -11,9 +11,7 @@ from guardrails_qwen.streaming import Streaming
 from langchain_guardrails_qwen.document_passage import DocumentPassage
 from langchain_guardrails_qwen.passage import Passage, Passing, asked, attempt, settled, shared
 from langchain_guardrails_qwen.prompts import Place
-
-Results = Sequence[Decision | GuardError]
-"""What was decided about each of several texts."""
+from langchain_guardrails_qwen.trace import Results
 
 
 def _unheard(_results: Results) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
 
-from guardrails_qwen import Decision, GuardError, Stage
+from guardrails_qwen import Decision, Stage
+from langchain_guardrails_qwen.trace import Results
 
 NOTES = "guardrails_qwen"
 """The key of the notes, a dict that is there only where it says something:
@@ -16,7 +17,6 @@ NOTES = "guardrails_qwen"
 - "judged": False: by the policy's `on_error`, something of the call was decided without a verdict.
 """
 
-Results = Sequence[Decision | GuardError]
 _Message = TypeVar("_Message", bound=BaseMessage)
 
 

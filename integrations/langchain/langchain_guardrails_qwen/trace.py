@@ -43,6 +43,9 @@ TAGS: dict[Action, str] = {
 UNJUDGED = "guardrails_qwen:unjudged"
 """… and this one, where something could not be judged."""
 
+Results = Sequence[Decision | GuardError]
+"""What was decided about each of several texts."""
+
 logger = logging.getLogger("guardrails_qwen")
 
 _DEAF = (BaseCallbackHandler.on_custom_event, AsyncCallbackHandler.on_custom_event)
@@ -56,9 +59,7 @@ def noted(result: Decision | GuardError, *, text: bool = False) -> dict[str, Any
     return {"error": f"{type(result).__name__}: {result}"}
 
 
-def annotate(
-    run_manager: BaseRunManager, results: Sequence[Decision | GuardError], *, text: bool = False
-) -> None:
+def annotate(run_manager: BaseRunManager, results: Results, *, text: bool = False) -> None:
     """Tell the handlers of a run what was decided in it; nothing is done where there is none.
 
     Each decision is a custom event; in traces the run has them as metadata and as tags. Call it
@@ -80,9 +81,7 @@ def annotate(
                 _failed(handler, error)
 
 
-async def aannotate(
-    run_manager: BaseRunManager, results: Sequence[Decision | GuardError], *, text: bool = False
-) -> None:
+async def aannotate(run_manager: BaseRunManager, results: Results, *, text: bool = False) -> None:
     """`annotate`, without blocking the event loop."""
     if not results or not run_manager.handlers:
         return
@@ -95,13 +94,13 @@ async def aannotate(
                 _failed(handler, error)
 
 
-def tell(results: Sequence[Decision | GuardError]) -> None:
+def tell(results: Results) -> None:
     """`annotate` the run that goes on around the caller, if LangChain knows of one."""
     if results and (around := _around()):
         annotate(CallbackManagerForChainRun(**around), results)
 
 
-async def atell(results: Sequence[Decision | GuardError]) -> None:
+async def atell(results: Results) -> None:
     """`tell`, without blocking the event loop."""
     if results and (around := _around()):
         await aannotate(AsyncCallbackManagerForChainRun(**around), results)
@@ -142,9 +141,7 @@ def _about(run_manager: BaseRunManager) -> dict[str, Any]:
     }
 
 
-def _mark(
-    run_manager: BaseRunManager, results: Sequence[Decision | GuardError], text: bool
-) -> None:
+def _mark(run_manager: BaseRunManager, results: Results, text: bool) -> None:
     """Mark the run in every trace. Several tracers may share its record, and its lists."""
     runs = dict[int, Any]()
     for handler in run_manager.handlers:
@@ -170,7 +167,7 @@ def _mark_run(run: Any, notes: list[dict[str, Any]], tags: list[str]) -> None:
     run.tags = [*(tag for tag in told if tag not in done), *done[-1:]]
 
 
-def _tags(results: Sequence[Decision | GuardError]) -> list[str]:
+def _tags(results: Results) -> list[str]:
     decisions = [result for result in results if isinstance(result, Decision)]
     tags = [TAGS[max(decision.action for decision in decisions)]] if decisions else []
     unjudged = len(decisions) < len(results) or any(d.degraded for d in decisions)

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
+from typing_extensions import Self
 
 from guardrails_qwen import Decision, GuardError
 from langchain_guardrails_qwen.gate import Gate, Results, none_failed
@@ -32,10 +33,11 @@ class Turn:
     """What was decided so far, in order: about the messages, then about the reply."""
 
     @classmethod
-    def begun(cls, gate: Gate, messages: list[BaseMessage]) -> Turn:
-        """A call that begins, at places of its own."""
+    def begun(cls, gate: Gate, messages: list[BaseMessage], **fields: Any) -> Self:
+        """A call that begins, at places of its own. Others are the fields of its class."""
         run = uuid4()
-        return cls(gate=gate, messages=messages, left=Place(run, 1), right=Place(run, 2))
+        left, right = Place(run, 1), Place(run, 2)
+        return cls(gate=gate, messages=messages, left=left, right=right, **fields)
 
     def admit(self) -> list[BaseMessage]:
         """The messages that may be sent: the very same list where they pass unchanged.

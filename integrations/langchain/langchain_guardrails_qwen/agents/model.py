@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -31,7 +30,7 @@ from langchain_guardrails_qwen.agents.model_call import ModelCall
 from langchain_guardrails_qwen.chat_model import GuardedChatModel
 from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.generations import replies_of
-from langchain_guardrails_qwen.prompts import Place, remember
+from langchain_guardrails_qwen.prompts import remember
 from langchain_guardrails_qwen.steps import ajudge, judge
 from langchain_guardrails_qwen.streams import added_up
 from langchain_guardrails_qwen.structured import replanted
@@ -169,15 +168,8 @@ class AgentModel(GuardedChatModel):
 
     @override
     def _turn(self, messages: list[BaseMessage]) -> Turn:
-        run = uuid4()
-        return _AgentTurn(
-            gate=Gate(guard=self.guard, streaming=self.streaming),
-            messages=messages,
-            left=Place(run, 1),
-            right=Place(run, 2),
-            results=self.call.begun(),
-            call=self.call,
-        )
+        gate = Gate(guard=self.guard, streaming=self.streaming)
+        return _AgentTurn.begun(gate, messages, results=self.call.begun(), call=self.call)
 
 
 def agent_model(model: Any, *, call: ModelCall, streaming: Streaming, beside: bool) -> Any:
