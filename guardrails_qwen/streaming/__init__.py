@@ -1,5 +1,6 @@
 """Moderating a reply while it is written."""
 
+from guardrails_qwen.streaming.answers import aanswers, answers, aonce, once
 from guardrails_qwen.streaming.beside import abeside, beside
 from guardrails_qwen.streaming.boundaries import SentenceEnds
 from guardrails_qwen.streaming.events import Block, Event, Hold, Redact, Release
@@ -35,16 +36,20 @@ __all__ = [
     "StreamModerator",
     "Streaming",
     "Truncate",
+    "aanswers",
     "abeside",
     "aclose_quietly",
     "aclose_source",
     "aclosed_after",
+    "answers",
+    "aonce",
     "arun",
     "beside",
     "close_quietly",
     "close_source",
     "closed_after",
     "judge_for",
+    "once",
     "readable",
     "run",
 ]

@@ -25,8 +25,7 @@ from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import Self, override
 
 from guardrails_qwen import Guard
-from guardrails_qwen.streaming import Streaming, aclose_source
-from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
+from guardrails_qwen.streaming import Streaming, aanswers, aclose_source, answers, aonce, once
 from langchain_guardrails_qwen.gate import Gate
 from langchain_guardrails_qwen.generations import amessages_of, chunk_of, messages_of
 from langchain_guardrails_qwen.judged_cache import judged_only

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, time
 from typing import Any, cast
-from uuid import UUID
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from pydantic import BaseModel
 
 from guardrails_qwen import ConversationError, ToolCall
+from guardrails_qwen.fields import is_token, texts_in
 
 _WORDS = {
     "text": "text",
@@ -43,27 +41,8 @@ _RESULTS = frozenset(
 
 _ARGUMENTS = ("args", "arguments", "input", "partial_json")
 
-_TECHNICAL = frozenset(
-    {"type", "id", "call_id", "tool_call_id", "tool_use_id", "item_id", "file_id", "container_id"}
-    | {"response_id", "index", "status", "phase", "format", "ttl", "mime_type"}
-    | {"signature", "thought_signature", "encrypted_content", "encrypted_index"}
-)
-"""Fields that say nothing, as long as they hold tokens: marks, ids, and what is encrypted."""
-
-_SIGNATURES = "__gemini_function_call_thought_signatures__"
-"""A dict of signatures."""
-
-_MEDIA = frozenset(
-    {"audio", "input_audio", "image", "images", "image_url", "video", "video_url", "base64"}
-    | {"inline_data", "file_data"}
-)
-"""Fields that hold what a text model cannot judge."""
-
 _POINTERS = ("url", "file_id", "source")
 """Fields of a text block that say where the model finds another text."""
-
-_TOKEN = re.compile(r"[A-Za-z0-9+/=_.:@-]*")
-_DEEPEST = 32
 
 _STANDARD = frozenset(
     {"content", "additional_kwargs", "response_metadata", "type", "name", "example", "role"}
@@ -94,11 +73,6 @@ def is_words(block: str | dict[Any, Any]) -> bool:
     return isinstance(block, str) or _kind(block) in _WORDS
 
 
-def is_token(text: str) -> bool:
-    """Whether a text is a mark or an id, which says nothing."""
-    return _TOKEN.fullmatch(text) is not None
-
-
 def word_field(block: Mapping[str, Any]) -> str:
     """Where the words of a block are that is read aloud."""
     return _WORDS[_kind(block)]
@@ -117,7 +91,7 @@ def thoughts(message: BaseMessage) -> str:
     }
     readable = _THOUGHTS.union(_WORDS, _RESULTS)
     blocks = [_beside_words(block) for block in _blocks(message) if _kind(block) in readable]
-    return "\n".join(text for part in (hidden, *blocks, others(message)) for text in _leaves(part))
+    return "\n".join(text for part in (hidden, *blocks, others(message)) for text in texts_in(part))
 
 
 def others(message: BaseMessage) -> dict[str, Any]:
@@ -182,45 +156,6 @@ def _beside_words(block: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in block.items() if key != known}
 
 
-def _leaves(value: object, *, technical: bool = False, depth: int = 0) -> Iterator[str]:
-    """All the texts in a field, at any depth; names of fields too, if they are more than names.
-
-    Raises:
-        ConversationError: There is something else in it.
-    """
-    if depth > _DEEPEST:
-        raise ConversationError("a field of a message is nested too deeply to be judged")
-    if isinstance(value, BaseModel):
-        value = vars(value) | (value.model_extra or {})
-    if isinstance(value, str):
-        if value and not (technical and is_token(value)):
-            yield value
-    elif isinstance(value, Mapping):
-        fields = cast("Mapping[object, object]", value)
-        if depth and fields.get("type") in _MEDIA:
-            raise ConversationError(
-                "what a field shows cannot be judged by a text model: take it out and judge it by "
-                "other means"
-            )
-        for key, item in fields.items():
-            if item and key in _MEDIA:
-                raise ConversationError(
-                    f"a field {key!r} cannot be judged by a text model: take it out and judge it, "
-                    "or its transcript, by other means"
-                )
-            yield from _leaves(key, technical=True, depth=depth + 1)
-            opaque = key in _TECHNICAL and isinstance(item, str)
-            inner = opaque or technical or key == _SIGNATURES
-            yield from _leaves(item, technical=inner, depth=depth + 1)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in cast("Iterable[object]", value):
-            yield from _leaves(item, technical=technical, depth=depth + 1)
-    elif value is not None and not isinstance(value, (int, float, date, time, UUID)):
-        raise ConversationError(
-            f"a field that is {type(value).__name__} cannot be judged by a text model: take it out"
-        )
-
-
 def _call_fields(message: BaseMessage) -> Iterator[object]:
     if isinstance(message, AIMessage):
         yield from message.tool_calls
@@ -242,7 +177,7 @@ def _unpacked(call: Mapping[str, Any]) -> Iterator[object]:
     inside = [key for key in ("function", "custom") if call.get(key)]
     yield from (call[key] for key in inside)
     around = {key: value for key, value in call.items() if key not in inside}
-    if not inside or any(_leaves(around)):
+    if not inside or any(texts_in(around)):
         yield around
 
 
@@ -259,7 +194,7 @@ def _readings(fields: Mapping[str, Any]) -> Iterator[ToolCall]:
     for arguments in given or [{}]:
         yield ToolCall(name=name, arguments=_json(arguments))
     rest = {key: value for key, value in fields.items() if key not in ("name", *_ARGUMENTS)}
-    if more := "\n".join(_leaves(rest)):
+    if more := "\n".join(texts_in(rest)):
         yield ToolCall(name=name, arguments=more)
 
 

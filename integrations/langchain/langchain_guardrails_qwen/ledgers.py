@@ -14,7 +14,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage, HumanMessage
 
 from guardrails_qwen import ConversationError, Decision, Guard, Message
-from langchain_guardrails_qwen.content import is_token
+from guardrails_qwen.fields import is_token
 from langchain_guardrails_qwen.messages import read_message
 
 Record = dict[str, Any]

@@ -16,7 +16,8 @@ from langchain_core.messages import (
 )
 
 from guardrails_qwen import Action, ConversationError, Decision, Message, Role
-from langchain_guardrails_qwen.content import is_token, others, thoughts, tool_calls, words
+from guardrails_qwen.fields import is_token
+from langchain_guardrails_qwen.content import others, thoughts, tool_calls, words
 from langchain_guardrails_qwen.refusals import taken_back
 
 _ROLES: dict[type[BaseMessage], Role] = {

@@ -12,7 +12,8 @@ from langchain_core.messages import BaseMessageChunk
 from langchain_core.runnables.utils import AddableDict
 
 from guardrails_qwen import ConversationError
-from langchain_guardrails_qwen.content import is_token, is_words, word_field
+from guardrails_qwen.fields import is_token
+from langchain_guardrails_qwen.content import is_words, word_field
 
 _PIECES = (str, BaseMessageChunk, list, AddableDict)
 """Kinds of values that are streamed in pieces."""

@@ -20,8 +20,7 @@ from langchain_core.runnables.graph import Graph
 from pydantic import BaseModel
 from typing_extensions import override
 
-from guardrails_qwen.streaming import aclose_source
-from langchain_guardrails_qwen.beside import aanswers, answers, aonce, once
+from guardrails_qwen.streaming import aanswers, aclose_source, answers, aonce, once
 from langchain_guardrails_qwen.streams import added_up
 
 

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import TypeVar
 
-from guardrails_qwen.streaming import abeside, aclose_source, beside
+from guardrails_qwen.streaming.beside import abeside, beside
+from guardrails_qwen.streaming.sources import aclose_source
 
 _Prompt = TypeVar("_Prompt")
 _Chunk = TypeVar("_Chunk")
