@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 
 from guardrails_qwen import ConversationError, ToolCall
+from guardrails_qwen.calls import calls_in, openai_forms
 from guardrails_qwen.fields import is_token, texts_in
 
 _WORDS = {
@@ -38,8 +38,6 @@ _RESULTS = frozenset(
     | {"text_editor_code_execution_tool_result", "mcp_approval_request", "mcp_tool_use"}
 )
 """Content blocks of tools that the provider runs: what they were asked, and what they answered."""
-
-_ARGUMENTS = ("args", "arguments", "input", "partial_json")
 
 _POINTERS = ("url", "file_id", "source")
 """Fields of a text block that say where the model finds another text."""
@@ -106,19 +104,7 @@ def tool_calls(message: BaseMessage) -> tuple[ToolCall, ...]:
     Raises:
         ConversationError: One of them is of no known form.
     """
-    distinct = dict[tuple[str, str], ToolCall]()
-    for fields in _call_fields(message):
-        for call in _readings(_mapping(fields)):
-            distinct.setdefault((call.name, _canonical(call.arguments)), call)
-    return tuple(distinct.values())
-
-
-def _canonical(arguments: str) -> str:
-    """The same for the same JSON, also of fields that are given twice."""
-    try:
-        return repr(json.loads(arguments, object_pairs_hook=tuple))
-    except (ValueError, RecursionError):
-        return arguments
+    return calls_in(_call_fields(message))
 
 
 def _words_of(block: str | dict[Any, Any]) -> str:
@@ -163,46 +149,6 @@ def _call_fields(message: BaseMessage) -> Iterator[object]:
     if isinstance(message, AIMessageChunk):
         yield from message.tool_call_chunks
     yield from (block for block in _blocks(message) if _kind(block) in _CALLS)
-    raw = message.additional_kwargs.get("tool_calls") or ()
-    if not isinstance(raw, (list, tuple)):
-        raise ConversationError(f"the tool calls are {type(raw).__name__}, not a list")
-    for call in cast("Iterable[object]", raw):
-        yield from _unpacked(_mapping(call))
+    yield from openai_forms(message.additional_kwargs.get("tool_calls"))
     if legacy := message.additional_kwargs.get("function_call"):
         yield legacy
-
-
-def _unpacked(call: Mapping[str, Any]) -> Iterator[object]:
-    """A call in the form of the OpenAI API: what is inside, and what is around that."""
-    inside = [key for key in ("function", "custom") if call.get(key)]
-    yield from (call[key] for key in inside)
-    around = {key: value for key, value in call.items() if key not in inside}
-    if not inside or any(texts_in(around)):
-        yield around
-
-
-def _mapping(call: object) -> Mapping[str, Any]:
-    if not isinstance(call, Mapping):
-        raise ConversationError(f"a tool call is {type(call).__name__}, not a dict")
-    return cast("Mapping[str, Any]", call)
-
-
-def _readings(fields: Mapping[str, Any]) -> Iterator[ToolCall]:
-    """The call, once for each form in which its arguments are given, and for what else it says."""
-    name = fields.get("name") or ""
-    given = [fields[key] for key in _ARGUMENTS if fields.get(key) not in (None, "", {})]
-    for arguments in given or [{}]:
-        yield ToolCall(name=name, arguments=_json(arguments))
-    rest = {key: value for key, value in fields.items() if key not in ("name", *_ARGUMENTS)}
-    if more := "\n".join(texts_in(rest)):
-        yield ToolCall(name=name, arguments=more)
-
-
-def _json(arguments: object) -> str:
-    if isinstance(arguments, str):
-        return arguments
-    try:
-        return json.dumps(arguments, ensure_ascii=False, default=str)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it may quote the arguments
-        cause = type(error).__name__
-    raise ConversationError(f"the arguments of a tool call cannot be written as JSON ({cause})")
