@@ -1,0 +1,63 @@
+"""One check by a guard, of which LlamaIndex's instrumentation is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+from typing_extensions import Self
+
+from guardrails_qwen import Decision, Guard, Stage
+from llama_index_guardrails_qwen.events import (
+    GuardCheckEndEvent,
+    GuardCheckStartEvent,
+    GuardViolationEvent,
+    dispatcher,
+)
+
+
+class Check:
+    """A check from its begin to its end, however that is. `note` everything that is decided."""
+
+    def __init__(self, guard: Guard, component: str, texts: int, stage: Stage | None) -> None:
+        self._texts = texts
+        self._stage = stage
+        self._common: dict[str, Any] = {
+            "check_id": uuid4().hex,
+            "component": component,
+            "fingerprint": guard.fingerprint,
+        }
+        self._decisions: list[Decision] = []
+        self._started = 0.0
+
+    def note(self, decisions: Iterable[Decision]) -> None:
+        """These were decided."""
+        self._decisions.extend(decisions)
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        stage = self._stage.value if self._stage else None
+        dispatcher.event(GuardCheckStartEvent(**self._common, texts=self._texts, stage=stage))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        told = [decision.to_dict(text=False) for decision in self._decisions]
+        dispatcher.event(
+            GuardCheckEndEvent(
+                **self._common,
+                decisions=told,
+                seconds=time.perf_counter() - self._started,
+                error=kind.__name__ if kind and not told else None,
+            )
+        )
+        for decision, data in zip(self._decisions, told, strict=True):
+            if not decision.allowed:
+                dispatcher.event(GuardViolationEvent(**self._common, decision=data))

@@ -1,0 +1,136 @@
+"""What a LlamaIndex message says: words, thoughts, tool calls and pictures. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from guardrails_qwen import ConversationError, ToolCall
+from guardrails_qwen.calls import calls_in, openai_forms
+from guardrails_qwen.fields import texts_in
+
+_CALLS = ("tool_calls", "function_call")
+"""Additional arguments that are calls."""
+
+_SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,24}")
+
+
+def words(message: ChatMessage) -> str:
+    """The text of a message as LlamaIndex gives it: the text blocks, a line for each.
+
+    Raises:
+        ConversationError: A block is something that a text model cannot judge, audio say.
+    """
+    return "\n".join(text for block in message.blocks for text in _words_of(block))
+
+
+def hidden(message: ChatMessage) -> str:
+    """What else is in a message for somebody to read: thoughts, sources, additional arguments.
+
+    Where two blocks meet in the middle of a word, this is also the text in one piece.
+
+    Raises:
+        ConversationError: Something in it cannot be judged by a text model.
+    """
+    more = {key: item for key, item in message.additional_kwargs.items() if key not in _CALLS}
+    beside = [text for block in message.blocks for text in _beside_words(block)]
+    return "\n".join([*texts_in(more), *beside, *in_one_piece(message)])
+
+
+def tool_calls(message: ChatMessage) -> tuple[ToolCall, ...]:
+    """All tool calls of a message, each once: of its blocks and of its additional arguments.
+
+    Raises:
+        ConversationError: One of them is of no known form.
+    """
+    return calls_in(_call_forms(message))
+
+
+def images(message: ChatMessage) -> tuple[str, ...]:
+    """The pictures in a message, as URLs.
+
+    Raises:
+        ConversationError: One of them is neither here nor at a URL.
+    """
+    return tuple(_url(block) for block in message.blocks if isinstance(block, ImageBlock))
+
+
+def is_words(message: ChatMessage) -> bool:
+    """Whether one text is all that a message says."""
+    return (
+        not message.additional_kwargs
+        and len(message.blocks) <= 1
+        and all(isinstance(block, TextBlock) for block in message.blocks)
+    )
+
+
+def _words_of(block: object) -> Iterator[str]:
+    if isinstance(block, TextBlock):
+        yield block.text
+    elif isinstance(block, CitableBlock):
+        for part in block.content:
+            yield from _words_of(part)
+    elif isinstance(block, CitationBlock):
+        yield from _words_of(block.cited_content)
+    elif not isinstance(block, (ImageBlock, ThinkingBlock, ToolCallBlock, CachePoint)):
+        kind = getattr(block, "block_type", None)
+        shown = repr(kind) if isinstance(kind, str) and _SHOWN.fullmatch(kind) else "unknown"
+        raise ConversationError(
+            f"a content block of type {shown} cannot be judged by a text model: take it out and "
+            "judge it by other means"
+        )
+
+
+def _beside_words(block: object) -> Iterator[str]:
+    if isinstance(block, ThinkingBlock):
+        yield from texts_in([block.content, block.additional_information])
+    elif isinstance(block, CitableBlock):
+        yield from texts_in([block.title, block.source])
+    elif isinstance(block, CitationBlock):
+        yield from texts_in([block.title, block.source, block.additional_location_info])
+
+
+def in_one_piece(message: ChatMessage) -> Iterator[str]:
+    """The text without line ends, where two blocks meet in the middle of a word.
+
+    Models may be given blocks without anything in between.
+    """
+    texts = [text for block in message.blocks for text in _words_of(block) if text]
+    if any(left[-1].isalnum() and right[0].isalnum() for left, right in pairwise(texts)):
+        yield "".join(texts)
+
+
+def _call_forms(message: ChatMessage) -> Iterable[object]:
+    for block in message.blocks:
+        if isinstance(block, ToolCallBlock):
+            yield {
+                "name": block.tool_name,
+                "arguments": block.tool_kwargs,
+                "id": block.tool_call_id,
+            }
+    yield from openai_forms(message.additional_kwargs.get("tool_calls"))
+    if legacy := message.additional_kwargs.get("function_call"):
+        yield legacy
+
+
+def _url(block: ImageBlock) -> str:
+    url = str(block.url or "")
+    if url.startswith(("https:", "data:")):
+        return url
+    if not url and (block.image or block.path):
+        return block.inline_url()
+    raise ConversationError(
+        "an image is neither in the message nor at an https: URL: load it first, or take it out"
+    )
