@@ -1,0 +1,129 @@
+"""Calls of a model that nobody overhears.
+
+LlamaIndex tells handlers everything that a model says: through dispatchers, which the whole process
+shares, and through callback managers. They are told of a guarded model in place of the one inside.
+LlamaIndex has no way to call a model in silence. So the first guarded model changes two of its
+classes, for as long as the process lives: dispatchers and callback managers say nothing of what
+runs in an unheard call, and all else as before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+)
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Any, TypeVar
+
+from llama_index.core.callbacks import CallbackManager
+from llama_index_instrumentation.dispatcher import Dispatcher
+
+from guardrails_qwen.streaming import aclose_source, close_source
+
+_T = TypeVar("_T")
+
+_silent: ContextVar[bool] = ContextVar("guardrails_qwen_unheard", default=False)
+
+_TELLING = ("event", "span_enter", "span_exit", "span_drop")
+_TRACING = ("start_trace", "end_trace", "on_event_start", "on_event_end")
+_lock = Lock()
+_changed = list[type]()
+
+
+@contextmanager
+def unheard() -> Generator[None, None, None]:
+    """Of what runs inside nobody is told; threads that do not inherit the context excepted.
+
+    It ends in the task that began it, so it goes around one step of a generator, never around a
+    `yield`.
+    """
+    _install()
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
+def unheard_call(call: Callable[[], _T]) -> _T:
+    """What a call gives, unheard."""
+    with unheard():
+        return call()
+
+
+async def aunheard_call(call: Callable[[], Awaitable[_T]]) -> _T:
+    """The same."""
+    with unheard():
+        return await call()
+
+
+def unheard_steps(call: Callable[[], Iterator[_T]]) -> Generator[_T, None, None]:
+    """What a call gives, each step unheard; closed, it is closed."""
+    source = unheard_call(call)
+    try:
+        while True:
+            with unheard():
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        with unheard():
+            close_source(source)
+
+
+async def aunheard_steps(
+    call: Callable[[], Awaitable[AsyncIterator[_T]]],
+) -> AsyncGenerator[_T, None]:
+    """The same. All steps run in the task that asks for them, as if nothing were in between."""
+    source = await aunheard_call(call)
+    try:
+        while True:
+            with unheard():
+                try:
+                    item = await anext(source)
+                except StopAsyncIteration:
+                    return
+            yield item
+    finally:
+        with unheard():
+            await aclose_source(source)
+
+
+def _install() -> None:
+    with _lock:
+        if _changed:
+            return
+        for name in _TELLING:
+            setattr(Dispatcher, name, _unless_silent(getattr(Dispatcher, name)))
+        setattr(Dispatcher, "aevent", _aunless_silent(Dispatcher.aevent))  # noqa: B010
+        for name in _TRACING:
+            setattr(CallbackManager, name, _unless_silent(getattr(CallbackManager, name)))
+        _changed.extend((Dispatcher, CallbackManager))
+
+
+def _unless_silent(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # the id of an event, where one is asked for; nothing else that these return is used
+        return kwargs.get("event_id", "") if _silent.get() else method(self, *args, **kwargs)
+
+    return told
+
+
+def _aunless_silent(method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(method)
+    async def told(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not _silent.get():
+            await method(self, *args, **kwargs)
+
+    return told
