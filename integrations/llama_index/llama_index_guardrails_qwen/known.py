@@ -28,7 +28,7 @@ class Known:
         self._digests = OrderedDict[bytes, None]()
         self._lock = Lock()
 
-    def __contains__(self, digest: object) -> bool:
+    def __contains__(self, digest: bytes) -> bool:
         with self._lock:
             if digest not in self._digests:
                 return False

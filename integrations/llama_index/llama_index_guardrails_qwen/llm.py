@@ -1,0 +1,361 @@
+"""A language model of which nobody hears what its guard does not let through."""
+
+from __future__ import annotations
+
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Sequence,
+)
+from functools import partial
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+)
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index.core.tools import BaseTool
+from pydantic import ConfigDict, Field, PrivateAttr
+from typing_extensions import override
+
+from guardrails_qwen import Guard, GuardViolation
+from guardrails_qwen.streaming import Streaming, aanswers, answers, aonce, once
+from llama_index_guardrails_qwen.callbacks import chat_callback, completion_callback
+from llama_index_guardrails_qwen.completions import (
+    acompletions_of,
+    chat_of,
+    completion_of,
+    completions_of,
+    messages_of,
+    prompt_of,
+)
+from llama_index_guardrails_qwen.gate import Gate, OnViolation, require_guard
+from llama_index_guardrails_qwen.known import Known
+from llama_index_guardrails_qwen.turn import Turn
+from llama_index_guardrails_qwen.unheard import (
+    aunheard_call,
+    aunheard_steps,
+    unheard_call,
+    unheard_steps,
+)
+
+_TAKEN_OVER = (
+    *("callback_manager", "system_prompt", "messages_to_prompt", "completion_to_prompt"),
+    *("output_parser", "pydantic_program_mode", "query_wrapper_prompt"),
+)
+"""Fields for what the outer model does in place of the inner one."""
+
+_Call = Callable[[list[ChatMessage]], ChatResponse]
+_ACall = Callable[[list[ChatMessage]], Awaitable[ChatResponse]]
+_Stream = Callable[[list[ChatMessage]], Iterator[ChatResponse]]
+_AStream = Callable[[list[ChatMessage]], AsyncIterator[ChatResponse]]
+
+
+class GuardedLLM(FunctionCallingLLM):
+    """A model whose callers, handlers and agents get only what its guard lets through.
+
+    ```python
+    llm = GuardedLLM(inner=llm, guard=Guard.from_pretrained("tiny"))
+    ```
+
+    It replaces the inner model wherever one is wanted: in `Settings.llm`, in indices, query and
+    chat engines, and in agents, which have no other hook. The messages are judged before the inner
+    model is asked, and its reply together with them: while it is written, where it streams. Text
+    leaves as it is cleared; thoughts and tool calls wait for the end of the reply and are judged
+    with it, so that no tool is called by a reply that is blocked. Tools, structured prediction,
+    metadata and prompts are those of the inner model.
+
+    Handlers are told of this model as of any other, and not of the inner one; see `unheard`. What a
+    user sends is in their events.
+
+    Messages that were let through before are not judged again; see `known`. A message of the past
+    that is not let through is left out of what the inner model is sent: so an agent whose memory
+    keeps a blocked message goes on to answer the next one.
+
+    Of a response are kept the message, the delta, counts of tokens and ids; what else providers
+    give (`raw`, log-probabilities) may say what nobody has judged. `additional_kwargs` of the last
+    one have the decision, under "guardrails_qwen".
+
+    Args:
+        inner: The model to guard.
+        guard: The engine and the policy.
+        on_violation: What callers get where the policy blocks: `raise` raises `GuardViolation`,
+            which ends the run of an agent; `reply` gives a reply, which is the policy's
+            replacement, or `streaming.closing` in place of what the model said.
+        streaming: How replies are moderated while they are written.
+        beside: Whether to judge the messages while the inner model answers them already. Nothing is
+            released before the verdict.
+        trust_system: Whether the system messages that begin are the application's own words, which
+            may name what is forbidden: the guard does not read them then. Not where they hold what
+            was retrieved, as those of context chat engines do.
+
+    Raises:
+        GuardViolation: The policy blocks the messages or the reply.
+        GuardError: Something could not be judged, and the policy says to raise.
+    """
+
+    inner: LLM = Field(exclude=True)
+    guard: Guard = Field(exclude=True)
+    on_violation: OnViolation = "raise"
+    streaming: Streaming = Field(default_factory=Streaming, exclude=True)
+    beside: bool = False
+    trust_system: bool = False
+
+    _known: Known = PrivateAttr(default_factory=Known)
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    def __init__(self, *, inner: LLM, guard: Guard, **fields: Any) -> None:
+        """Args: fields: those above, and those of models; by default those of `inner`.
+
+        Raises:
+            TypeError: `inner` is no model, or `guard` no guard.
+        """
+        require_guard(guard)
+        if not isinstance(inner, LLM):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"inner has to be an LLM of LlamaIndex, not a {type(inner).__name__}")
+        own: dict[str, Any] = {name: getattr(inner, name) for name in _TAKEN_OVER}
+        super().__init__(**{**own, **fields, "inner": inner, "guard": guard})
+
+    @classmethod
+    @override
+    def class_name(cls) -> str:
+        return "GuardedLLM"
+
+    @property
+    @override
+    def metadata(self) -> LLMMetadata:
+        """That of the inner model."""
+        return self.inner.metadata
+
+    @override
+    def to_payload(self) -> dict[str, Any]:
+        """What handlers are told of this model: what they would be told of the inner one."""
+        return {**self.inner.to_payload(), "class_name": self.class_name()}
+
+    @chat_callback
+    @override
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._answer(messages, partial(_chat, self.inner, **kwargs))
+
+    @chat_callback
+    @override
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await self._aanswer(messages, partial(_achat, self.inner, **kwargs))
+
+    @chat_callback
+    @override
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return self._stream(messages, partial(_stream_chat, self.inner, **kwargs))
+
+    @chat_callback
+    @override
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        return await self._astream(messages, partial(_astream_chat, self.inner, **kwargs))
+
+    @completion_callback
+    @override
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        call = partial(_complete, self.inner, formatted=formatted, **kwargs)
+        return completion_of(self._answer(messages_of(prompt), call))
+
+    @completion_callback
+    @override
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        call = partial(_acomplete, self.inner, formatted=formatted, **kwargs)
+        return completion_of(await self._aanswer(messages_of(prompt), call))
+
+    @completion_callback
+    @override
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        call = partial(_stream_complete, self.inner, formatted=formatted, **kwargs)
+        return completions_of(self._stream(messages_of(prompt), call))
+
+    @completion_callback
+    @override
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        call = partial(_astream_complete, self.inner, formatted=formatted, **kwargs)
+        return acompletions_of(await self._astream(messages_of(prompt), call))
+
+    @override
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        return self._caller._prepare_chat_with_tools_compat(
+            tools,
+            user_msg=user_msg,
+            chat_history=chat_history,
+            verbose=verbose,
+            allow_parallel_tool_calls=allow_parallel_tool_calls,
+            tool_required=tool_required,
+            **kwargs,
+        )
+
+    @override
+    def _validate_chat_with_tools_response(
+        self,
+        response: ChatResponse,
+        tools: Sequence[BaseTool],
+        allow_parallel_tool_calls: bool = False,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        return self._caller._validate_chat_with_tools_response(
+            response, tools, allow_parallel_tool_calls=allow_parallel_tool_calls, **kwargs
+        )
+
+    @override
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls as the inner model finds them in what was released."""
+        return self._caller.get_tool_calls_from_response(
+            response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
+        )
+
+    def _answer(self, messages: Sequence[ChatMessage], call: _Call) -> ChatResponse:
+        turn = self._turn(messages)
+        try:
+            [response] = answers(turn.admit, partial(once, call), turn.messages, early=self.beside)
+            return turn.passed(response)
+        except GuardViolation as violation:
+            return turn.answered(violation)
+
+    async def _aanswer(self, messages: Sequence[ChatMessage], call: _ACall) -> ChatResponse:
+        turn = self._turn(messages)
+        source = aanswers(turn.aadmit, partial(aonce, call), turn.messages, early=self.beside)
+        try:
+            [response] = [response async for response in source]
+            return await turn.apassed(response)
+        except GuardViolation as violation:
+            return turn.answered(violation)
+
+    def _stream(
+        self, messages: Sequence[ChatMessage], call: _Stream
+    ) -> Generator[ChatResponse, None, None]:
+        """The reply. Without `beside` the messages are judged before this returns."""
+        turn = self._turn(messages)
+        if self.beside:
+            return turn.moderated(answers(turn.admit, call, turn.messages, early=True))
+        try:
+            admitted = turn.admit()
+        except GuardViolation as violation:
+            return _only(turn.answered(violation))
+        return turn.moderated(call(admitted))
+
+    async def _astream(
+        self, messages: Sequence[ChatMessage], call: _AStream
+    ) -> AsyncGenerator[ChatResponse, None]:
+        """The same."""
+        turn = self._turn(messages)
+        if self.beside:
+            return turn.amoderated(aanswers(turn.aadmit, call, turn.messages, early=True))
+        try:
+            admitted = await turn.aadmit()
+        except GuardViolation as violation:
+            return _aonly(turn.answered(violation))
+        return turn.amoderated(call(admitted))
+
+    def _turn(self, messages: Sequence[ChatMessage]) -> Turn:
+        gate = Gate(
+            guard=self.guard,
+            component="llm",
+            on_violation=self.on_violation,
+            streaming=self.streaming,
+        )
+        return Turn(gate, self._known, messages, trust_system=self.trust_system)
+
+    @property
+    def _caller(self) -> FunctionCallingLLM:
+        """The inner model, which can call tools.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if not isinstance(self.inner, FunctionCallingLLM):
+            raise ValueError(f"{self.inner.class_name()} is no model that calls tools")  # noqa: TRY004
+        return self.inner
+
+
+def _chat(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
+    return unheard_call(partial(inner.chat, messages, **kwargs))
+
+
+async def _achat(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
+    return await aunheard_call(partial(inner.achat, messages, **kwargs))
+
+
+def _stream_chat(
+    inner: LLM, messages: list[ChatMessage], **kwargs: Any
+) -> Generator[ChatResponse, None, None]:
+    return unheard_steps(partial(inner.stream_chat, messages, **kwargs))
+
+
+def _astream_chat(
+    inner: LLM, messages: list[ChatMessage], **kwargs: Any
+) -> AsyncGenerator[ChatResponse, None]:
+    return aunheard_steps(partial(inner.astream_chat, messages, **kwargs))
+
+
+def _complete(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
+    return chat_of(unheard_call(partial(inner.complete, prompt_of(messages), **kwargs)))
+
+
+async def _acomplete(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
+    return chat_of(await aunheard_call(partial(inner.acomplete, prompt_of(messages), **kwargs)))
+
+
+def _stream_complete(
+    inner: LLM, messages: list[ChatMessage], **kwargs: Any
+) -> Generator[ChatResponse, None, None]:
+    steps = unheard_steps(partial(inner.stream_complete, prompt_of(messages), **kwargs))
+    try:
+        for completion in steps:
+            yield chat_of(completion)
+    finally:
+        steps.close()
+
+
+async def _astream_complete(
+    inner: LLM, messages: list[ChatMessage], **kwargs: Any
+) -> AsyncGenerator[ChatResponse, None]:
+    steps = aunheard_steps(partial(inner.astream_complete, prompt_of(messages), **kwargs))
+    try:
+        async for completion in steps:
+            yield chat_of(completion)
+    finally:
+        await steps.aclose()
+
+
+def _only(response: ChatResponse) -> Generator[ChatResponse, None, None]:
+    yield response
+
+
+async def _aonly(response: ChatResponse) -> AsyncGenerator[ChatResponse, None]:
+    yield response
