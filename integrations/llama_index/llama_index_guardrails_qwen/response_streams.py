@@ -1,0 +1,190 @@
+"""Answers of query engines that stream, moderated while they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from guardrails_qwen import Action, Conversation, Decision, Stage
+from guardrails_qwen.streaming import (
+    GuardedStream,
+    aclose_quietly,
+    aclosed_after,
+    close_quietly,
+    closed_after,
+    readable,
+)
+from llama_index_guardrails_qwen.check import Check
+from llama_index_guardrails_qwen.gate import Asked, Gate
+from llama_index_guardrails_qwen.objects import said_by_all
+from llama_index_guardrails_qwen.queries import context_of
+from llama_index_guardrails_qwen.responses import (
+    ANSWER,
+    ASIDE,
+    aside_text,
+    asked_with,
+    own_metadata,
+    passes,
+    text_instead,
+)
+
+_Streamed = StreamingResponse | AsyncStreamingResponse
+
+
+def moderated(gate: Gate, query: QueryBundle, response: _Streamed) -> _Streamed:
+    """A stream that answers a query, of which only what was judged leaves.
+
+    Texts leave when they were cleared. Other items, the objects of structured answers, are kept to
+    the end and judged together. Source nodes and metadata appear, in the same list and dict, when
+    the answer is complete and has passed as it is. However it ends, the stream behind is closed.
+
+    It is of the same kind as the one behind it, and an asynchronous one never blocks the event
+    loop. Its generator raises:
+        GuardViolation: The answer is blocked, and nothing takes its place.
+        GuardError: It could not be judged, and the policy says to raise.
+    """
+    reply = _Reply(gate=gate, query=query, response=response)
+    if isinstance(response, AsyncStreamingResponse):
+        return AsyncStreamingResponse(_atexts(reply, response), reply.nodes, reply.metadata)
+    return StreamingResponse(_texts(reply, response), reply.nodes, reply.metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reply:
+    """A stream on its way.
+
+    It knows nothing of the response that is made of it, so that no cycle keeps a generator that
+    nobody reads on.
+    """
+
+    gate: Gate
+    query: QueryBundle
+    response: _Streamed
+    nodes: list[NodeWithScore] = field(default_factory=list[NodeWithScore])
+    metadata: dict[str, Any] | None = field(init=False)
+    said: list[str] = field(default_factory=list[str])
+    held: list[object] = field(default_factory=list[object])
+    """Items that wait for the end, and the texts behind the first of them."""
+
+    def __post_init__(self) -> None:
+        told = None if self.response.metadata is None else dict[str, Any]()
+        object.__setattr__(self, "metadata", told)
+
+    @contextmanager
+    def checked(self) -> Generator[GuardedStream, None, None]:
+        """The guard's stream, closed at the end, with its decision in an event."""
+        context = context_of(self.query)
+        settings = replace(self.gate.streaming, closing=self.gate.closing)
+        guard = self.gate.guard
+        with Check(guard, self.gate.component, 1, Stage.OUTPUT) as check:
+            stream = guard.stream(Conversation(context) if context else None, settings=settings)
+            try:
+                yield stream
+            finally:
+                stream.close()
+                check.note([stream.decision] if stream.decision else [])
+
+    def text_of(self, item: object) -> str:
+        """What can be moderated of an item at once; nothing of one that has to wait."""
+        if not isinstance(item, str) or self.held:
+            self.held.extend([] if item is None else [item])
+            return ""
+        if item:
+            self.said.append(item)
+        return item
+
+    def asked(self) -> dict[str, Asked]:
+        """What is asked at the end, when all texts have left."""
+        return asked_with(
+            self.query,
+            {
+                ANSWER: lambda: said_by_all(["".join(self.said), *self.held]) if self.held else "",
+                ASIDE: lambda: aside_text(self.response),
+            },
+        )
+
+    def rest(
+        self, stream: GuardedStream, decisions: Mapping[str, Decision]
+    ) -> Generator[Any, None, None]:
+        """What leaves at the end, and what is to be known of it."""
+        held = decisions.get(ANSWER)
+        if held and not held.allowed:
+            yield from [text] if (text := text_instead(self.gate, held)) else []
+            return
+        yield from self.held
+        if passes(stream.decision):
+            self.nodes.extend(self.response.source_nodes)
+            told = (self.response.metadata or {}) if passes(decisions.get(ASIDE)) else None
+            if self.metadata is not None:
+                self.metadata.update(own_metadata(self.response) if told is None else told)
+
+
+def _texts(reply: _Reply, response: StreamingResponse) -> Generator[Any, None, None]:
+    with reply.checked() as stream, closed_after(response.response_gen) as parts:
+        parts.insert(0, items := iter(response.response_gen or ()))
+        for item in chain(_begun(response), items):
+            text = reply.text_of(item)
+            events = stream.feed(text) if text else []
+            if stream.over:
+                close_quietly(parts)
+            yield from readable(events)
+            if stream.over:
+                return
+        yield from readable(stream.finish() if reply.said else [])
+        if _ends(stream):
+            return
+        asked = reply.asked()
+        decisions = _named(asked, reply.gate.judge([*asked.values()], Stage.OUTPUT))
+        yield from reply.rest(stream, decisions)
+
+
+async def _atexts(reply: _Reply, response: AsyncStreamingResponse) -> AsyncGenerator[Any, None]:
+    with reply.checked() as stream:
+        async with aclosed_after(response.response_gen) as parts:
+            async for item in _preceded(_begun(response), response.response_gen):
+                text = reply.text_of(item)
+                events = await stream.afeed(text) if text else []
+                if stream.over:
+                    await aclose_quietly(parts)
+                for piece in readable(events):
+                    yield piece
+                if stream.over:
+                    return
+            for piece in readable(await stream.afinish() if reply.said else []):
+                yield piece
+            if _ends(stream):
+                return
+            asked = reply.asked()
+            decisions = _named(asked, await reply.gate.ajudge([*asked.values()], Stage.OUTPUT))
+            for piece in reply.rest(stream, decisions):
+                yield piece
+
+
+def _begun(response: _Streamed) -> list[str]:
+    """What was read of a stream already, which its response keeps."""
+    return [response.response_txt] if response.response_txt else []
+
+
+async def _preceded(
+    first: Sequence[object], items: AsyncIterable[object] | None
+) -> AsyncGenerator[object, None]:
+    for item in first:
+        yield item
+    if items is not None:
+        async for item in items:
+            yield item
+
+
+def _ends(stream: GuardedStream) -> bool:
+    """Whether nothing follows what was said: it was blocked, replaced or dropped."""
+    return stream.decision is not None and stream.decision.action > Action.REDACT
+
+
+def _named(asked: Mapping[str, Asked], decisions: Sequence[Decision]) -> dict[str, Decision]:
+    return dict(zip(asked, decisions, strict=True))
