@@ -28,6 +28,21 @@ LANGCHAIN := integrations/langchain/pyproject.toml
 LLAMA_INDEX := integrations/llama_index/pyproject.toml
 
 FRAMEWORKS := $(abspath $(VENV))/frameworks
+LOWEST_LANGCHAIN := $(FRAMEWORKS)/langchain/lowest/.ready
+NEWEST_LANGCHAIN := $(FRAMEWORKS)/langchain/newest/.ready
+LOWEST_LLAMA_INDEX := $(FRAMEWORKS)/llama_index/lowest/.ready
+
+# The tests of an adapter on one of its lists of versions.
+define on-frameworks
+	PYTHONPATH=$(FRAMEWORKS)/$(1)/$(2) $(BIN)/python scripts/frameworks.py $(1) $(2) $(WORKERS) $(PYTEST_ARGS)
+endef
+
+# Over the versions of constraints.txt, and without the dependencies: the lists say why.
+define install-frameworks
+	@rm -rf $(@D)
+	@$(PIP) install --quiet --no-deps --ignore-requires-python --target $(@D) -r $<
+	@touch $@
+endef
 
 # A stamp says what is installed; it is older than what it was installed from when that changes.
 PIP_READY := $(VENV)/.ready-pip
@@ -50,9 +65,10 @@ test: $(TEST_READY) ## Run the tests, on all cores
 	$(BIN)/python -m pytest -q $(WORKERS) $(PYTEST_ARGS)
 
 frameworks: export OMP_NUM_THREADS := $(OMP_NUM_THREADS)
-frameworks: $(TEST_READY) $(FRAMEWORKS)/lowest/.ready $(FRAMEWORKS)/newest/.ready ## Run the tests on the lowest and newest LangChain
-	PYTHONPATH=$(FRAMEWORKS)/lowest $(BIN)/python scripts/frameworks.py lowest $(WORKERS) $(PYTEST_ARGS)
-	PYTHONPATH=$(FRAMEWORKS)/newest $(BIN)/python scripts/frameworks.py newest $(WORKERS) $(PYTEST_ARGS)
+frameworks: $(TEST_READY) $(LOWEST_LANGCHAIN) $(NEWEST_LANGCHAIN) $(LOWEST_LLAMA_INDEX) ## Run the tests on the lowest and newest LangChain and LlamaIndex
+	$(call on-frameworks,langchain,lowest)
+	$(call on-frameworks,langchain,newest)
+	$(call on-frameworks,llama_index,lowest)
 
 serving: $(TEST_READY) ## Run the tests on a real vLLM, which gets an environment of its own
 	@sh scripts/vllm_env.sh $(VLLM_VENV)
@@ -72,7 +88,7 @@ format: $(LINT_READY) ## Mend what can be mended of what `lint` finds
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-typecheck: $(TEST_READY) $(LINT_READY) $(FRAMEWORKS)/newest/.ready ## Check types, strictly
+typecheck: $(TEST_READY) $(LINT_READY) $(NEWEST_LANGCHAIN) ## Check types, strictly
 	$(BIN)/pyright
 	$(BIN)/pyright -p integrations/langchain/frameworks/pyrightconfig.json
 
@@ -107,11 +123,11 @@ $(TEST_READY): $(DEMO_READY) $(LLAMA_INDEX)
 	  -e integrations/llama_index --group test
 	@touch $@
 
-# Over the versions of constraints.txt, and without the dependencies: the lists say why.
-$(FRAMEWORKS)/%/.ready: integrations/langchain/frameworks/%.txt $(PIP_READY)
-	@rm -rf $(@D)
-	@$(PIP) install --quiet --no-deps --ignore-requires-python --target $(@D) -r $<
-	@touch $@
+$(FRAMEWORKS)/langchain/%/.ready: integrations/langchain/frameworks/%.txt $(PIP_READY)
+	$(install-frameworks)
+
+$(FRAMEWORKS)/llama_index/%/.ready: integrations/llama_index/frameworks/%.txt $(PIP_READY)
+	$(install-frameworks)
 
 $(LINT_READY): $(PIP_READY) $(CORE)
 	@$(INSTALL) --group lint

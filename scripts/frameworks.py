@@ -1,9 +1,10 @@
-"""Run the tests of the LangChain adapter on other versions than constraints.txt has.
+"""Run the tests of an adapter on other versions than constraints.txt has.
 
-Usage: PYTHONPATH=<where they are installed> frameworks.py lowest|newest [arguments of pytest]
+Usage: PYTHONPATH=<where they are> frameworks.py <adapter> lowest|newest [arguments of pytest]
 
-The versions come from integrations/langchain/frameworks. They are printed first, and a run on any
-others fails. So does one that leaves out a test for want of a version that it has.
+An adapter is a folder of integrations; the versions come from its frameworks. They are printed
+first, and a run on any others fails. So does one that leaves out a test for want of a version that
+it has.
 """
 
 from __future__ import annotations
@@ -18,9 +19,22 @@ from typing import cast
 
 import pytest
 
-ADAPTER = Path("integrations/langchain")
-LEFT_OUT = {"lowest": "needs a langchain-core before", "newest": "needs langchain"}
+INTEGRATIONS = Path("integrations")
+LEFT_OUT = {
+    ("langchain", "lowest"): "needs a langchain-core before",
+    ("langchain", "newest"): "needs langchain",
+    ("llama_index", "lowest"): "needs a llama-index-core before",
+}
 """Reasons of skips that no run on these versions may have."""
+
+MODULES = {
+    "langgraph-checkpoint": "langgraph",
+    "langgraph-prebuilt": "langgraph",
+    "langgraph-sdk": "langgraph",
+    "llama-index-core": "llama_index.core",
+    "llama-index-workflows": "workflows",
+}
+"""What is imported of a distribution, where that is not its name."""
 
 
 class Skips:
@@ -42,9 +56,9 @@ class Skips:
             self.reasons.add(str(cast("tuple[object, ...]", why)[-1]).removeprefix("Skipped: "))
 
 
-def pins(name: str) -> dict[str, str]:
+def pins(adapter: str, name: str) -> dict[str, str]:
     """The versions of a list, by distribution."""
-    text = (ADAPTER / "frameworks" / f"{name}.txt").read_text(encoding="utf-8")
+    text = (INTEGRATIONS / adapter / "frameworks" / f"{name}.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.MULTILINE))
 
 
@@ -52,24 +66,26 @@ def found(distribution: str) -> str:
     """The version that would be imported, with a remark if that is not what is on PYTHONPATH."""
     folder = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]).resolve()
     installed = importlib.metadata.distribution(distribution)
-    module = "langgraph" if distribution.startswith("langgraph-") else distribution
-    spec = importlib.util.find_spec(module.replace("-", "_"))
+    spec = importlib.util.find_spec(MODULES.get(distribution, distribution.replace("-", "_")))
     places = (spec.submodule_search_locations if spec else None) or [""]
-    here = Path(next(iter(places))).resolve().parent == folder
+    here = folder in Path(next(iter(places))).resolve().parents
     return installed.version if here else f"{installed.version} from elsewhere"
 
 
-def main(name: str, *arguments: str) -> int:
+def main(adapter: str, name: str, *arguments: str) -> int:
     """Run the tests; the status is that of pytest, or 1."""
-    wanted = pins(name)
+    wanted = pins(adapter, name)
     versions = {distribution: found(distribution) for distribution in wanted}
-    print(f"{name}:", ", ".join(f"{key} {version}" for key, version in versions.items()))
+    listed = ", ".join(f"{key} {version}" for key, version in versions.items())
+    print(f"{adapter}, {name}: {listed}", flush=True)
     if versions != wanted:
         print(f"these are not the versions of {name}.txt", file=sys.stderr)
         return 1
     skips = Skips()
-    status = pytest.main(["-q", str(ADAPTER / "tests"), *arguments], plugins=[skips])
-    if missed := [why for why in skips.reasons if why.startswith(LEFT_OUT[name])]:
+    tests = str(INTEGRATIONS / adapter / "tests")
+    status = pytest.main(["-q", tests, *arguments], plugins=[skips])
+    left_out = LEFT_OUT[adapter, name]
+    if missed := [why for why in skips.reasons if why.startswith(left_out)]:
         print("tests of these versions did not run:", *missed, sep="\n  ", file=sys.stderr)
         return 1
     return int(status)
