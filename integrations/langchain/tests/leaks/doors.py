@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +12,8 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 
 from guardrails_qwen import GuardError
-from integrations.langchain.tests.leaks.probe import Ears, Log, Sink, Trace
+from integrations.langchain.tests.leaks.probe import Ears, Sink, Trace
+from tests.observed import logged
 
 MODES = ["values", "updates", "messages", "custom", "debug", "tasks", "checkpoints"]
 Door = Callable[[Any, Any, RunnableConfig, Sink], Awaitable[None]]
@@ -108,7 +107,7 @@ class Watch:
 
     async def run(self, door: Door, agent: Any, value: Any) -> None:
         """One run with all that is observed, its error and its log records included."""
-        with _logged(self.sink):
+        with logged(self.sink):
             try:
                 await door(agent, value, self.config, self.sink)
             except (GuardError, StructuredOutputError) as error:
@@ -143,16 +142,3 @@ def _by_version(blobs: Mapping[Any, Any]) -> list[list[Any]]:
     for (_, _, _, version), blob in blobs.items():
         versions[int(str(version).split(".")[0])].append(blob)
     return [versions[version] for version in sorted(versions)]
-
-
-@contextmanager
-def _logged(sink: Sink) -> Generator[None]:
-    root, handler = logging.getLogger(), Log(sink)
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
