@@ -25,9 +25,7 @@ from pydantic import BaseModel
 from guardrails_qwen import ConversationError
 from guardrails_qwen.fields import is_token, lines_of
 from llama_index_guardrails_qwen.media import media_lines, media_of
-
-KEY = "guardrails_qwen"
-"""The field of the metadata that holds the verdict. It is never read as a text of the node."""
+from llama_index_guardrails_qwen.note_field import KEY, is_note
 
 _ELSEWHERE = frozenset(
     {"text", "text_resource", "metadata", "relationships", "obj", "embedding", "text_embedding"}
@@ -119,7 +117,8 @@ def _text(node: BaseNode, reading: Reading, depth: int) -> Iterator[str]:
 
 def _metadata(node: BaseNode, reading: Reading, depth: int) -> Iterator[str]:
     items = cast("Mapping[object, object]", node.metadata).items()
-    yield "\n".join(lines_of((key, item) for key, item in items if reading.reads(node, key)))
+    said = [(key, item) for key, item in items if reading.reads(node, key)]
+    yield "\n".join(lines_of([*said, *(_foreign_notes(node.metadata) if depth else [])]))
 
 
 def _fields(node: BaseNode, reading: Reading, depth: int) -> Iterator[str]:
@@ -141,7 +140,8 @@ def _relationships(node: BaseNode, reading: Reading, depth: int) -> Iterator[str
     if reading.everything:
         for info in _related(node):
             items = cast("Mapping[object, object]", info.metadata).items()
-            yield "\n".join(lines_of((key, item) for key, item in items if key != KEY))
+            said = [(key, item) for key, item in items if key != KEY]
+            yield "\n".join(lines_of([*said, *_foreign_notes(info.metadata)]))
 
 
 def _reference(node: BaseNode, reading: Reading, depth: int) -> Iterator[str]:
@@ -174,6 +174,12 @@ _READERS: Mapping[About, Callable[[BaseNode, Reading, int], Iterable[str]]] = {
     About.REFERENCE: _reference,
     About.RENDERED: _rendered,
 }
+
+
+def _foreign_notes(metadata: Mapping[str, object]) -> Iterator[tuple[object, object]]:
+    """What stands where a note would, in a node that does not get one of its own."""
+    if KEY in metadata and not is_note(metadata[KEY]):
+        yield KEY, metadata[KEY]
 
 
 def _own(node: BaseNode) -> dict[str, object]:

@@ -17,9 +17,9 @@ from typing import Any, cast
 from llama_index.core.schema import BaseNode
 
 from guardrails_qwen import Decision
-from llama_index_guardrails_qwen.nodes_text import KEY, About
+from llama_index_guardrails_qwen.nodes_text import About
+from llama_index_guardrails_qwen.note_field import KEY, parsed
 
-_LONGEST = 20_000
 _PLACES = 4
 _SIGNED = b"llama-index-guardrails-qwen note 1\n"
 _NAMED = b"llama-index-guardrails-qwen key 1\n"
@@ -84,14 +84,7 @@ def guard_note(node: BaseNode) -> dict[str, Any] | None:
 
     It may be anybody's: only components with the secret tell whether a guard wrote it.
     """
-    raw = node.metadata.get(KEY)
-    if not isinstance(raw, str) or len(raw) > _LONGEST:
-        return None
-    try:
-        body: object = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return cast("dict[str, Any]", body) if isinstance(body, dict) else None
+    return parsed(node.metadata.get(KEY))
 
 
 def note_body(judgement: Judgement, *, fingerprint: str, unjudged: Sequence[str]) -> dict[str, Any]:
