@@ -28,7 +28,7 @@ from llama_index_guardrails_qwen.media import media_lines, media_of
 from llama_index_guardrails_qwen.note_field import KEY, is_note
 
 _ELSEWHERE = frozenset(
-    {"text", "text_resource", "metadata", "relationships", "obj", "embedding", "text_embedding"}
+    {"text", "metadata", "relationships", "obj", "embedding", "text_embedding"}
     | {"excluded_embed_metadata_keys", "excluded_llm_metadata_keys"}
     | {"start_char_idx", "end_char_idx", "id_", "index_id"}
 )
@@ -153,10 +153,8 @@ def _rendered(node: BaseNode, reading: Reading, depth: int) -> Iterator[str]:
     joins = any(_joins(template) for template in templates)
     if not joins and not _touches(node.metadata_separator):
         return
-    bare = {key: item for key, item in node.metadata.items() if key != KEY}
-    shown = node.model_copy(update={"metadata": bare})
     try:
-        texts = [shown.get_content(metadata_mode=mode) for mode in MetadataMode]
+        texts = list(_shown_as(node))
     except Exception as error:  # noqa: BLE001 - whatever it is, it may quote the node
         cause = type(error).__name__
     else:
@@ -182,6 +180,18 @@ def _foreign_notes(metadata: Mapping[str, object]) -> Iterator[tuple[object, obj
         yield KEY, metadata[KEY]
 
 
+def _shown_as(node: BaseNode) -> Iterator[str]:
+    """The node as it may be shown, with and without a note: templates are for metadata only."""
+    own = {key: item for key, item in node.metadata.items() if key != KEY}
+    excluded = {
+        name: list(dict.fromkeys([*getattr(node, name), KEY]))
+        for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+    }
+    for metadata in (own, {**own, KEY: "-"}):
+        shown = node.model_copy(update={"metadata": metadata, **excluded})
+        yield from (shown.get_content(metadata_mode=mode) for mode in MetadataMode)
+
+
 def _own(node: BaseNode) -> dict[str, object]:
     own = {**vars(node), **(node.model_extra or {})}
     return {name: value for name, value in own.items() if name not in _ELSEWHERE}
@@ -195,6 +205,8 @@ def _field(name: str, value: object) -> Iterator[str]:
         separates = isinstance(value, str) and not any(map(str.isalnum, value))
         if not separates and not (isinstance(value, str) and is_token(value)):
             yield from lines_of([(name, value)])
+    elif name == "text_resource" and isinstance(value, MediaResource):
+        yield from media_lines(name, value.model_copy(update={"text": None}))
     elif isinstance(value, MediaResource) or name in ("image", "image_url", "image_path"):
         yield from media_lines(name, value)
     else:
