@@ -1,7 +1,7 @@
 """Qwen3Guard guardrails for LlamaIndex: models, agents, engines, retrieval and ingestion.
 
-- `GuardedLLM` is a model of which nobody hears what its guard does not let through. It goes wherever
-  a model does; in agents it is the place to guard, together with `guarded_tools`.
+- `GuardedLLM` is a model of which nobody hears what its guard does not let through. It goes where
+  models do; in agents it is the place to guard, together with `guarded_tools`.
 - `GuardedQueryEngine` and `GuardedChatEngine` judge what goes into an engine and what comes out;
   `guard_query_engine` and `guard_chat_engine` make them in one line.
 - `GuardPostprocessor` judges what was retrieved, `GuardTransform` what is ingested.
