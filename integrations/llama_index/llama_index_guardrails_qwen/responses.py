@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llama_index.core.base.response.schema import (
-    AsyncStreamingResponse,
-    PydanticResponse,
-    Response,
-    StreamingResponse,
-)
+from llama_index.core.base.response.schema import PydanticResponse, Response
 from llama_index.core.schema import QueryBundle
 
 from guardrails_qwen import (
@@ -41,6 +36,8 @@ _FIELDS = frozenset({"response", "source_nodes", "metadata", "response_gen", "re
 
 def asked_about_answer(query: QueryBundle, response: object) -> dict[str, Asked]:
     """What is asked about an answer, together with its query; nothing where it says nothing."""
+    if not isinstance(response, (Response, PydanticResponse)):
+        return {ANSWER: Unjudgeable(error=_unknown(response), stage=Stage.OUTPUT)}
     return asked_with(query, {ANSWER: lambda: _text(response), ASIDE: lambda: aside_text(response)})
 
 
@@ -113,15 +110,16 @@ def _metadata(response: object) -> dict[str, Any]:
     return getattr(response, "metadata", None) or {}
 
 
-def _text(response: object) -> str:
+def _text(response: Whole) -> str:
     if isinstance(response, PydanticResponse):
         return said_by(response.response) if response.response is not None else ""
-    if isinstance(response, Response):
-        return "\n".join(texts_in([response.response]))
-    raise ConversationError(
+    return "\n".join(texts_in([response.response]))
+
+
+def _unknown(response: object) -> ConversationError:
+    return ConversationError(
         f"a guard cannot judge {type(response).__name__} as the answer of a query engine: return "
-        f"a {Response.__name__}, {PydanticResponse.__name__}, {StreamingResponse.__name__} or "
-        f"{AsyncStreamingResponse.__name__}"
+        "a Response, a PydanticResponse, a StreamingResponse or an AsyncStreamingResponse"
     )
 
 
