@@ -25,7 +25,7 @@ from guardrails_qwen import (
 )
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine
 from integrations.llama_index.tests.doubles import SCRIPT, NGramEmbedding, WritingLLM
-from llama_index_guardrails_qwen.evaluator import SafetyEvaluator
+from llama_index_guardrails_qwen import SafetyEvaluator
 
 Evaluate = Callable[..., Awaitable[EvaluationResult]]
 
