@@ -12,13 +12,9 @@ from llama_index.core.tools import ToolOutput
 from pydantic import BaseModel
 
 from guardrails_qwen import ConversationError
-from guardrails_qwen.fields import is_token, lines_of, says, written
-
-_PICTURES = (
-    *("image_resource", "audio_resource", "video_resource"),
-    *("image", "image_path", "image_url"),
-)
-"""What nodes may hold that a text model cannot judge."""
+from guardrails_qwen.fields import is_token, says, written
+from llama_index_guardrails_qwen.media import media_of
+from llama_index_guardrails_qwen.nodes_text import Reading
 
 _DEEPEST = 32
 
@@ -104,12 +100,10 @@ def _parts_of_error(error: BaseException) -> list[object]:
 
 
 def _parts_of_node(node: BaseNode) -> list[object]:
-    if any(getattr(node, name, None) for name in _PICTURES):
+    if media_of(node):
         raise ConversationError("a node holds what cannot be judged by a text model")
-    near = [
-        related.metadata
-        for item in node.relationships.values()
-        for related in (item if isinstance(item, list) else [item])
-    ]
-    pairs = [*node.metadata.items(), *(pair for metadata in near for pair in metadata.items())]
-    return [node.get_content(), *lines_of(pairs)]
+    parts = [part.text for part in Reading().parts(node)]
+    for error in parts:
+        if isinstance(error, ConversationError):
+            raise error
+    return list(parts)

@@ -45,7 +45,7 @@ def guarded_tool(
     on_violation: OnViolation = "raise",
     check_arguments: bool = True,
     check_result: bool = True,
-) -> AsyncBaseTool:
+) -> GuardedTool:
     """A tool of which nobody gets what the guard does not let through.
 
     Arguments are judged as a call of the assistant (`Stage.TOOL_CALL`) before the tool runs. What
@@ -90,7 +90,7 @@ def guarded_tools(
     on_violation: OnViolation = "raise",
     check_arguments: bool = True,
     check_result: bool = True,
-) -> list[AsyncBaseTool]:
+) -> list[GuardedTool]:
     """`guarded_tool` for each of several."""
     return [
         guarded_tool(
