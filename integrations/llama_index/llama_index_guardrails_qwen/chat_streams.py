@@ -1,0 +1,181 @@
+"""Replies of chat engines that stream: what the engine's own threads and tasks write is read here.
+
+LlamaIndex writes a reply that streams on a thread, or in a task, of the engine's, which begins
+before anybody has the response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass
+from queue import Queue
+from threading import Event, Thread
+from typing import Any, cast
+
+from llama_index.core.base.llms.types import ChatResponse, MessageRole
+from llama_index.core.chat_engine.types import AgentChatResponse, StreamingAgentChatResponse
+from typing_extensions import override
+
+from guardrails_qwen.streaming import aclose_quietly, aclose_source, close_quietly, close_source
+from llama_index_guardrails_qwen.messages import said
+
+_END: Any = object()
+"""Nothing more is written."""
+
+
+@dataclass
+class GuardedChatStream(StreamingAgentChatResponse):
+    """A reply that is moderated while it is read.
+
+    It is read once, by one reader; `str` reads a synchronous one to its end. What the reader leaves
+    unread is not written any more, and such a turn leaves nothing in the memory.
+    """
+
+    is_writing_to_memory: bool = False
+
+    @override
+    def __str__(self) -> str:
+        if self.chat_stream is not None and not self.is_done:
+            for _ in self.response_gen:
+                pass
+        return self.response
+
+    @property
+    @override
+    def response_gen(self) -> Generator[str, None, None]:
+        """The reply, as it may be read. Raises what `GuardedChatEngine.stream_chat` says."""
+        if self.chat_stream is None:
+            raise ValueError("the reply is asynchronous: read async_response_gen()")
+        return self._read(self.chat_stream)
+
+    @override
+    async def async_response_gen(self) -> AsyncGenerator[str, None]:
+        """`response_gen` of an asynchronous reply."""
+        if self.achat_stream is None:
+            raise ValueError("the reply is synchronous: read response_gen")
+        try:
+            async for chunk in self.achat_stream:
+                yield self._told(chunk)
+        finally:
+            await aclose_source(self.achat_stream)
+        self._ended()
+
+    def _read(self, stream: Generator[ChatResponse, None, None]) -> Generator[str, None, None]:
+        try:
+            for chunk in stream:
+                yield self._told(chunk)
+        finally:
+            close_source(stream)
+        self._ended()
+
+    def _told(self, chunk: ChatResponse) -> str:
+        delta = chunk.delta or ""
+        self.unformatted_response += delta
+        return delta
+
+    def _ended(self) -> None:
+        self.response = self.unformatted_response.strip()
+        self.is_function = False
+        self.is_done = True
+
+
+def one_chunk(text: str) -> Generator[ChatResponse, None, None]:
+    """A reply that is known already."""
+    yield ChatResponse(message=said(MessageRole.ASSISTANT, text), delta=text)
+
+
+async def aone_chunk(text: str) -> AsyncGenerator[ChatResponse, None]:
+    """The same."""
+    yield ChatResponse(message=said(MessageRole.ASSISTANT, text), delta=text)
+
+
+def texts_of(response: object) -> Generator[str, None, None]:
+    """What the engine writes, while it does. Its thread has ended when this has.
+
+    Where this is closed early, the thread ends at the next text that it gets.
+
+    Raises:
+        Exception: Whatever ended the engine's thread.
+    """
+    if not isinstance(response, StreamingAgentChatResponse):
+        yield _whole(response)
+        return
+    thread = response.write_response_to_history_thread
+    if thread is None:
+        yield from response.response_gen
+        return
+    stopped = _stoppable(response, thread)
+    queue = _queue(response)
+    try:
+        while (text := queue.get()) is not _END:
+            yield text
+        _require_complete(response)
+    finally:
+        stopped.set()
+        thread.join()
+        close_quietly([response.chat_stream])
+
+
+async def atexts_of(response: object) -> AsyncGenerator[str, None]:
+    """`texts_of` for the task of an asynchronous engine, which is cancelled."""
+    if not isinstance(response, StreamingAgentChatResponse):
+        yield _whole(response)
+        return
+    task: asyncio.Task[None] | None = cast("Any", response).awrite_response_to_history_task
+    if task is None:
+        async for text in response.async_response_gen():
+            yield text
+        return
+    response._ensure_async_setup()  # pyright: ignore[reportPrivateUsage]  or the task does, later
+    queue: asyncio.Queue[Any] = cast("Any", response).aqueue
+    task.add_done_callback(lambda _: queue.put_nowait(_END))
+    try:
+        while (text := await queue.get()) is not _END:
+            yield text
+        _require_complete(response)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await aclose_quietly([response.achat_stream])
+
+
+def _queue(response: StreamingAgentChatResponse) -> Queue[Any]:
+    return cast("Any", response).queue
+
+
+def _whole(response: object) -> str:
+    if isinstance(response, AgentChatResponse):
+        return response.response
+    raise TypeError(f"a chat engine answered with {type(response).__name__}, not a chat response")
+
+
+def _stoppable(response: StreamingAgentChatResponse, thread: Thread) -> Event:
+    """An event that ends the engine's thread; and its end is said in its queue.
+
+    The thread ends by `SystemExit`, of which `threading` says nothing: nobody is to read on the
+    console that a reader left, or what a language model failed of, which the reader is told.
+    """
+    stopped, queue = Event(), _queue(response)
+    put = queue.put_nowait
+
+    def put_nowait(item: Any) -> None:
+        if stopped.is_set() or response.exception is not None:
+            raise SystemExit
+        put(item)
+
+    def tell() -> None:
+        thread.join()
+        put(_END)
+
+    queue.put_nowait = put_nowait
+    Thread(target=tell, name="guardrails-chat", daemon=True).start()
+    return stopped
+
+
+def _require_complete(response: StreamingAgentChatResponse) -> None:
+    """See that the engine has written all that it would."""
+    if response.exception is not None:
+        raise response.exception
+    if not response.is_done:
+        raise RuntimeError("the chat engine ended before its reply was complete")

@@ -1,0 +1,204 @@
+"""One turn of a chat engine: what of it goes on, is answered and is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
+
+from guardrails_qwen import Action, Conversation, Decision, GuardViolation, Role
+from llama_index_guardrails_qwen.content import is_words
+from llama_index_guardrails_qwen.gate import Asked, Gate
+from llama_index_guardrails_qwen.known import Known, digests_of
+from llama_index_guardrails_qwen.messages import (
+    asked_about,
+    decided_message,
+    read_message,
+    role_of,
+    said,
+)
+from llama_index_guardrails_qwen.turn import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an engine answers."""
+
+    came: str = field(repr=False)
+    """As the engine gave it."""
+    released: str = field(default="", repr=False)
+    """… and as it was released, if it was judged while it was written."""
+    decision: Decision | None = None
+    """What was decided then; None: it is still to be judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What is left of a turn that has passed."""
+
+    reply: str = field(repr=False)
+    decision: Decision
+    """About the reply."""
+    messages: list[ChatMessage] = field(repr=False)
+    """What is remembered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class _Open:
+    """What is still to be judged when an engine has answered."""
+
+    messages: list[ChatMessage]
+    reply: ChatMessage | None
+    """The reply, in the memory or not; None where nothing was said."""
+
+
+class ChatTurn:
+    """One message to a chat engine, and the reply to it.
+
+    Args:
+        gate: The guard.
+        known: What it let through before.
+        message: What the user says.
+    """
+
+    def __init__(self, gate: Gate, known: Known, message: str) -> None:
+        self._gate = gate
+        self._known = known
+        self._message = said(MessageRole.USER, message)
+        self.prompt: Conversation | None = None
+        """What the reply is an answer to; None before `begin`."""
+
+    @property
+    def message(self) -> str:
+        """What the user says, as far as that passed."""
+        return self._message.content or ""
+
+    def begin(self, history: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """Judge the message, and what is not known of the history before it; what passed of that.
+
+        Raises:
+            GuardViolation: The message is blocked or dropped, or a system message is blocked.
+            GuardError: Something could not be judged, and the policy says to raise.
+        """
+        return self._begun(self._call([*history, self._message]).admit())
+
+    async def abegin(self, history: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """`begin`, without blocking the event loop."""
+        return self._begun(await self._call([*history, self._message]).aadmit())
+
+    def admitted(self, messages: list[ChatMessage], *, begun: bool) -> list[ChatMessage]:
+        """What an engine may read of its memory. Raises as `begin` does."""
+        sent = self._call(messages if begun else [*messages, self._message]).admit()
+        return sent if begun else sent[:-1]
+
+    async def aadmitted(self, messages: list[ChatMessage], *, begun: bool) -> list[ChatMessage]:
+        """`admitted`, without blocking the event loop."""
+        sent = await self._call(messages if begun else [*messages, self._message]).aadmit()
+        return sent if begun else sent[:-1]
+
+    def settle(self, written: Sequence[ChatMessage], answer: Answer) -> Settled:
+        """Judge the answer with its prompt, and all else that the engine wrote to its memory.
+
+        Raises:
+            GuardViolation: Something of it is blocked, or the reply is dropped.
+            GuardError: Something could not be judged, and the policy says to raise.
+        """
+        left = self._left(written, answer)
+        return self._settled(written, answer, left, self._gate.judge(self._about(left.messages)))
+
+    async def asettle(self, written: Sequence[ChatMessage], answer: Answer) -> Settled:
+        """`settle`, without blocking the event loop."""
+        left = self._left(written, answer)
+        decisions = await self._gate.ajudge(self._about(left.messages))
+        return self._settled(written, answer, left, decisions)
+
+    def instead(self, violation: GuardViolation) -> str:
+        """What is answered in place of what was kept from passing; of what was dropped, nothing.
+
+        Raises:
+            GuardViolation: That one, where nothing is.
+        """
+        if violation.decision.action is Action.DROP:
+            return ""
+        text = self._gate.reply_to(violation.decision)
+        if text is None:
+            raise violation
+        return text
+
+    def _call(self, messages: Sequence[ChatMessage]) -> Turn:
+        """A model is about to be called with messages, whoever does that."""
+        return Turn(self._gate, self._known, messages, trust_system=False)
+
+    def _begun(self, sent: list[ChatMessage]) -> list[ChatMessage]:
+        *history, self._message = sent
+        self.prompt = Conversation(tuple(read_message(message) for message in sent))
+        return history
+
+    def _about(self, messages: Sequence[ChatMessage]) -> list[Asked]:
+        return asked_about(messages, self.prompt.messages if self.prompt else ())
+
+    def _left(self, written: Sequence[ChatMessage], answer: Answer) -> _Open:
+        others = [message for message in written if message != self._message]
+        replies = [message for message in others if _says(message, answer.came)]
+        reply = replies[-1] if replies else None
+        if answer.decision is not None:
+            others = [message for message in others if message is not reply]
+        elif reply is None:
+            others.append(reply := said(MessageRole.ASSISTANT, answer.came))
+        return _Open(messages=others, reply=reply)
+
+    def _settled(
+        self,
+        written: Sequence[ChatMessage],
+        answer: Answer,
+        left: _Open,
+        decisions: Sequence[Decision],
+    ) -> Settled:
+        found = {id(message): one for message, one in zip(left.messages, decisions, strict=True)}
+        decision = answer.decision or found[id(left.reply)]
+        for one in [*decisions, decision]:
+            if one.action is Action.BLOCK or (one is decision and one.action is Action.DROP):
+                raise GuardViolation(one)
+        kept = list[ChatMessage]()
+        for message in written:
+            one = found.get(id(message))
+            if message is left.reply and answer.decision:
+                kept.append(_released(message, answer))
+            elif one is None or one.action is not Action.DROP:
+                kept.append(decided_message(message, one) if one else message)
+        if answer.decision and left.reply is None and kept:
+            kept.append(said(MessageRole.ASSISTANT, answer.released.strip()))
+        if all(one.allowed and not one.degraded for one in [*decisions, decision]):
+            self._remember(kept)
+        reply = answer.released
+        if answer.decision is None and left.reply:
+            reply = answer.came if decision.allowed else _text(left.reply, decision)
+        return Settled(reply=reply, decision=decision, messages=kept)
+
+    def _remember(self, messages: Sequence[ChatMessage]) -> None:
+        """These passed, and need not be judged again."""
+        if self.prompt is None or not messages:
+            return
+        read = [read_message(message) for message in messages]
+        for digest in digests_of([*self.prompt.messages[:-1], *read], self._gate.guard)[
+            -len(read) :
+        ]:
+            self._known.add(digest)
+
+
+def _says(message: ChatMessage, text: str) -> bool:
+    if role_of(message) is not Role.ASSISTANT:
+        return False
+    return (message.content or "").strip() == text.strip()
+
+
+def _released(message: ChatMessage, answer: Answer) -> ChatMessage:
+    """A reply as it was released; beside its words nothing was judged, and nothing is kept."""
+    if is_words(message) and answer.released == answer.came:
+        return message
+    return said(MessageRole.ASSISTANT, answer.released.strip())
+
+
+def _text(message: ChatMessage, decision: Decision) -> str:
+    return decided_message(message, decision).content or ""
