@@ -64,7 +64,7 @@ def images(message: ChatMessage) -> tuple[str, ...]:
     Raises:
         ConversationError: One of them is neither here nor at a URL.
     """
-    return tuple(_url(block) for block in message.blocks if isinstance(block, ImageBlock))
+    return tuple(_url(image) for block in message.blocks for image in _images_of(block))
 
 
 def is_words(message: ChatMessage) -> bool:
@@ -91,6 +91,15 @@ def _words_of(block: object) -> Iterator[str]:
             f"a content block of type {shown} cannot be judged by a text model: take it out and "
             "judge it by other means"
         )
+
+
+def _images_of(block: object) -> Iterator[ImageBlock]:
+    if isinstance(block, ImageBlock):
+        yield block
+    elif isinstance(block, CitableBlock):
+        yield from (part for part in block.content if isinstance(part, ImageBlock))
+    elif isinstance(block, CitationBlock):
+        yield from _images_of(block.cited_content)
 
 
 def _beside_words(block: object) -> Iterator[str]:
@@ -130,7 +139,15 @@ def _url(block: ImageBlock) -> str:
     if url.startswith(("https:", "data:")):
         return url
     if not url and (block.image or block.path):
-        return block.inline_url()
+        return _inlined(block)
     raise ConversationError(
         "an image is neither in the message nor at an https: URL: load it first, or take it out"
     )
+
+
+def _inlined(block: ImageBlock) -> str:
+    try:
+        return block.inline_url()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it may quote where the image lies
+        cause = type(error).__name__
+    raise ConversationError(f"an image cannot be read ({cause}): load it first, or take it out")

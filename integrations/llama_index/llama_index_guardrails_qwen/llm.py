@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -12,6 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -27,29 +30,22 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.tools import BaseTool
-from pydantic import ConfigDict, Field, PrivateAttr
-from typing_extensions import override
+from pydantic import ConfigDict, Field, PrivateAttr, computed_field
+from typing_extensions import Self, override
 
 from guardrails_qwen import Guard, GuardViolation
 from guardrails_qwen.streaming import Streaming, aanswers, answers, aonce, once
+from llama_index_guardrails_qwen import asking
 from llama_index_guardrails_qwen.callbacks import chat_callback, completion_callback
 from llama_index_guardrails_qwen.completions import (
     acompletions_of,
-    chat_of,
     completion_of,
     completions_of,
     messages_of,
-    prompt_of,
 )
 from llama_index_guardrails_qwen.gate import Gate, OnViolation, require_guard
 from llama_index_guardrails_qwen.known import Known
 from llama_index_guardrails_qwen.turn import Turn
-from llama_index_guardrails_qwen.unheard import (
-    aunheard_call,
-    aunheard_steps,
-    unheard_call,
-    unheard_steps,
-)
 
 _TAKEN_OVER = (
     *("callback_manager", "system_prompt", "messages_to_prompt", "completion_to_prompt"),
@@ -115,7 +111,7 @@ class GuardedLLM(FunctionCallingLLM):
 
     _known: Known = PrivateAttr(default_factory=Known)
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     def __init__(self, *, inner: LLM, guard: Guard, **fields: Any) -> None:
         """Args: fields: those above, and those of models; by default those of `inner`.
@@ -145,32 +141,63 @@ class GuardedLLM(FunctionCallingLLM):
         """What handlers are told of this model: what they would be told of the inner one."""
         return {**self.inner.to_payload(), "class_name": self.class_name()}
 
+    @computed_field
+    @property
+    def fingerprint(self) -> str:
+        """Policy, safety model and inner model: what caches of what this one wrote go by."""
+        inner = json.dumps(self.inner.to_dict(), sort_keys=True, default=str)
+        return f"{self.guard.fingerprint}.{sha256(inner.encode()).hexdigest()[:16]}"
+
+    @override
+    def __repr_args__(self) -> Iterator[tuple[str, object]]:
+        """Nothing of the inner model but its name: it may know secrets."""
+        yield "inner", self.inner.class_name()
+        yield "guard", self.guard
+
+    @override
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy around a copy of the inner model, with the same guard, whose engine is live."""
+        memo = {} if memo is None else memo
+        memo[id(self.guard)] = self.guard
+        return super().__deepcopy__(memo)
+
+    @override
+    def __getstate__(self) -> dict[Any, Any]:
+        """What is pickled. What cannot be would be left out otherwise, the guard say.
+
+        Raises:
+            PicklingError: The guard cannot be, because its engine is live, or the inner model.
+        """
+        for name, part in (("guard", self.guard), ("inner model", self.inner)):
+            _require_portable(name, part)
+        return super().__getstate__()
+
     @chat_callback
     @override
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return self._answer(messages, partial(_chat, self.inner, **kwargs))
+        return self._answer(messages, partial(asking.chat, self.inner, **kwargs))
 
     @chat_callback
     @override
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await self._aanswer(messages, partial(_achat, self.inner, **kwargs))
+        return await self._aanswer(messages, partial(asking.achat, self.inner, **kwargs))
 
     @chat_callback
     @override
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._stream(messages, partial(_stream_chat, self.inner, **kwargs))
+        return self._stream(messages, partial(asking.stream_chat, self.inner, **kwargs))
 
     @chat_callback
     @override
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        return await self._astream(messages, partial(_astream_chat, self.inner, **kwargs))
+        return await self._astream(messages, partial(asking.astream_chat, self.inner, **kwargs))
 
     @completion_callback
     @override
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        call = partial(_complete, self.inner, formatted=formatted, **kwargs)
+        call = partial(asking.complete, self.inner, formatted=formatted, **kwargs)
         return completion_of(self._answer(messages_of(prompt), call))
 
     @completion_callback
@@ -178,7 +205,7 @@ class GuardedLLM(FunctionCallingLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        call = partial(_acomplete, self.inner, formatted=formatted, **kwargs)
+        call = partial(asking.acomplete, self.inner, formatted=formatted, **kwargs)
         return completion_of(await self._aanswer(messages_of(prompt), call))
 
     @completion_callback
@@ -186,7 +213,7 @@ class GuardedLLM(FunctionCallingLLM):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        call = partial(_stream_complete, self.inner, formatted=formatted, **kwargs)
+        call = partial(asking.stream_complete, self.inner, formatted=formatted, **kwargs)
         return completions_of(self._stream(messages_of(prompt), call))
 
     @completion_callback
@@ -194,7 +221,7 @@ class GuardedLLM(FunctionCallingLLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
-        call = partial(_astream_complete, self.inner, formatted=formatted, **kwargs)
+        call = partial(asking.astream_complete, self.inner, formatted=formatted, **kwargs)
         return acompletions_of(await self._astream(messages_of(prompt), call))
 
     @override
@@ -235,6 +262,8 @@ class GuardedLLM(FunctionCallingLLM):
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
         """The calls as the inner model finds them in what was released."""
+        if not (error_on_no_tool_call or isinstance(self.inner, FunctionCallingLLM)):
+            return []  # agents ask any model that is of the type of this one
         return self._caller.get_tool_calls_from_response(
             response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
         )
@@ -266,7 +295,7 @@ class GuardedLLM(FunctionCallingLLM):
         try:
             admitted = turn.admit()
         except GuardViolation as violation:
-            return _only(turn.answered(violation))
+            return asking.only(turn.answered(violation))
         return turn.moderated(call(admitted))
 
     async def _astream(
@@ -279,7 +308,7 @@ class GuardedLLM(FunctionCallingLLM):
         try:
             admitted = await turn.aadmit()
         except GuardViolation as violation:
-            return _aonly(turn.answered(violation))
+            return asking.aonly(turn.answered(violation))
         return turn.amoderated(call(admitted))
 
     def _turn(self, messages: Sequence[ChatMessage]) -> Turn:
@@ -303,59 +332,14 @@ class GuardedLLM(FunctionCallingLLM):
         return self.inner
 
 
-def _chat(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
-    return unheard_call(partial(inner.chat, messages, **kwargs))
-
-
-async def _achat(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
-    return await aunheard_call(partial(inner.achat, messages, **kwargs))
-
-
-def _stream_chat(
-    inner: LLM, messages: list[ChatMessage], **kwargs: Any
-) -> Generator[ChatResponse, None, None]:
-    return unheard_steps(partial(inner.stream_chat, messages, **kwargs))
-
-
-def _astream_chat(
-    inner: LLM, messages: list[ChatMessage], **kwargs: Any
-) -> AsyncGenerator[ChatResponse, None]:
-    return aunheard_steps(partial(inner.astream_chat, messages, **kwargs))
-
-
-def _complete(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
-    return chat_of(unheard_call(partial(inner.complete, prompt_of(messages), **kwargs)))
-
-
-async def _acomplete(inner: LLM, messages: list[ChatMessage], **kwargs: Any) -> ChatResponse:
-    return chat_of(await aunheard_call(partial(inner.acomplete, prompt_of(messages), **kwargs)))
-
-
-def _stream_complete(
-    inner: LLM, messages: list[ChatMessage], **kwargs: Any
-) -> Generator[ChatResponse, None, None]:
-    steps = unheard_steps(partial(inner.stream_complete, prompt_of(messages), **kwargs))
+def _require_portable(name: str, part: object) -> None:
     try:
-        for completion in steps:
-            yield chat_of(completion)
-    finally:
-        steps.close()
-
-
-async def _astream_complete(
-    inner: LLM, messages: list[ChatMessage], **kwargs: Any
-) -> AsyncGenerator[ChatResponse, None]:
-    steps = aunheard_steps(partial(inner.astream_complete, prompt_of(messages), **kwargs))
-    try:
-        async for completion in steps:
-            yield chat_of(completion)
-    finally:
-        await steps.aclose()
-
-
-def _only(response: ChatResponse) -> Generator[ChatResponse, None, None]:
-    yield response
-
-
-async def _aonly(response: ChatResponse) -> AsyncGenerator[ChatResponse, None]:
-    yield response
+        pickle.dumps(part)
+    except Exception as error:  # noqa: BLE001 - pickling raises anything
+        cause = type(error).__name__
+    else:
+        return
+    raise pickle.PicklingError(
+        f"the {name} of a GuardedLLM cannot be sent to another process ({cause}): make the model "
+        "there"
+    )

@@ -41,8 +41,8 @@ def extra_of(response: ChatResponse | CompletionResponse) -> dict[str, Any]:
 
 
 def counts_in(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a mapping."""
-    return {key: item for key, item in fields.items() if _is_number(item)}
+    """The numbers of a mapping, where their names are no more than that."""
+    return {key: item for key, item in fields.items() if is_token(str(key)) and _is_number(item)}
 
 
 def noted(fields: Mapping[str, Any], decision: Decision | None) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _fields(value: object) -> Mapping[str, Any]:
 
 def _numbers(value: object) -> dict[str, Any]:
     fields = _fields(value)
-    inner = {key: _numbers(item) for key, item in fields.items() if not _is_number(item)}
+    inner = {key: _numbers(item) for key, item in fields.items() if is_token(str(key))}
     return {**counts_in(fields), **{key: item for key, item in inner.items() if item}}
 
 

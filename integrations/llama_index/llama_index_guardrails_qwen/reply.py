@@ -72,7 +72,7 @@ class Reply:
         if self._last is None:
             return None
         message = self._complete(self._last.message)
-        return message if self._waits or _says_more(message, self._came) else None
+        return message if self._waits or _says_more(message, _joined(self._came)) else None
 
     def end(self, decision: Decision | None) -> Iterator[ChatResponse]:
         """The last chunk of a reply whose text has passed, and nothing of one without chunks.
@@ -131,13 +131,13 @@ class Reply:
         """The last message, with the text that came where it repeats none of it."""
         if message.content or not self._came:
             return message
-        return _with_text(message, self._came)
+        return _with_text(message, _joined(self._came))
 
     def _assembled(self, message: ChatMessage) -> ChatMessage:
         """The message without what was taken out of its text."""
-        return (
-            message if self._waits or self._told == self._came else _with_text(message, self._told)
-        )
+        if self._waits or self._told == _joined(self._came):
+            return message
+        return _with_text(message, self._told)
 
 
 def _with_text(message: ChatMessage, text: str) -> ChatMessage:
@@ -160,6 +160,11 @@ def _says_more(message: ChatMessage, came: str) -> bool:
     try:
         if hidden(message) or tool_calls(message) or images(message):
             return True
-        return words(message).strip() != came.strip()
+        return not came.strip().startswith(words(message).strip())
     except GuardError:
         return True
+
+
+def _joined(text: str) -> str:
+    """A text without characters in two halves, of which models may write one at a time."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,10 +1,9 @@
-"""The messages that a model is sent: what is asked about them, and which may pass. Pure."""
+"""The messages that a model is sent: what is asked about them, and which may pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from llama_index.core.base.llms.types import ChatMessage
 
@@ -18,7 +17,7 @@ from guardrails_qwen import (
     Message,
     Role,
 )
-from llama_index_guardrails_qwen.gate import Asked
+from llama_index_guardrails_qwen.gate import Asked, Unjudgeable
 from llama_index_guardrails_qwen.incidents import claimed
 from llama_index_guardrails_qwen.known import Known, digests_of
 from llama_index_guardrails_qwen.messages import (
@@ -34,80 +33,179 @@ _SYSTEM = (Role.SYSTEM, Role.DEVELOPER)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _Item:
-    """A message, and how it is known; what cannot be read is not."""
+    """A message, and what is known of it."""
 
     message: ChatMessage
     role: Role
-    asked: Asked | None
+    past: bool
+    """Whether it was said before the last message of a user."""
+    last: bool
+    asked: Asked | None = None
     """None: nothing is asked about it."""
     digest: bytes | None = None
+    """How it is known; None: what cannot be read is not."""
+    decision: Decision | None = None
+    """What was decided about it; None: nothing but that it may pass."""
+
+    @property
+    def refused(self) -> bool:
+        return self.decision is not None and not self.decision.allowed
+
+    @property
+    def misleads(self) -> bool:
+        """Whether the guard has just read and refused it, so that it may refuse others with it."""
+        return self.asked is not None and self.refused and not self.degraded
+
+    @property
+    def degraded(self) -> bool:
+        return self.decision is not None and self.decision.degraded
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing is sent because of it."""
+        if not self.decision or self.decision.action < Action.DROP:
+            return False
+        if self.decision.action is Action.DROP:
+            return self.last and self.role is not Role.TOOL
+        return not self.past or self.role in _SYSTEM
+
+    def passed(self) -> ChatMessage | None:
+        """What is sent of it; None: nothing."""
+        if not self.decision or self.decision.allowed:
+            return self.message
+        if self.decision.action in _CHANGED or self.role is Role.TOOL:  # a call wants an answer
+            return decided_message(self.message, self.decision)
+        return None
 
 
 class Thread:
     """Messages on their way to a model.
 
+    What is not let through of the past, which is all that somebody said before the last message of
+    a user, is left out with what answers it: it poisons no later turn. Once that is known, the
+    guard does not read it with others either.
+
     Args:
         messages: The messages.
         guard: Whose decisions are known.
-        known: What was let through before; nothing is asked about that.
+        known: What was decided before.
         trust_system: Whether nothing is asked about the system messages that begin.
     """
 
     def __init__(
         self, messages: Sequence[ChatMessage], guard: Guard, known: Known, *, trust_system: bool
     ) -> None:
+        self._guard = guard
         self._known = known
-        self._items = _items(messages, guard, known, trust_system=trust_system)
+        self.trusted = _leading(messages) if trust_system else 0
+        """How many messages at the beginning nothing is asked about."""
+        self._items = list(self._walked(messages))
 
     @property
     def asked(self) -> list[Asked]:
         """All that has to be judged."""
         return [item.asked for item in self._items if item.asked]
 
-    def admitted(self, decisions: Sequence[Decision]) -> list[ChatMessage]:
-        """The messages to send, after what was decided.
+    def learn(self, decisions: Sequence[Decision]) -> bool:
+        """Remember what was decided about what is asked.
 
-        What is not let through of the past, which is all that somebody said before the last message
-        of a user, is left out: it poisons no later turn. Calls of tools go with their results.
+        Returns:
+            Whether something of the present was refused, perhaps only because the guard read
+            something with it that is left out now: a new thread asks again.
+        """
+        items = self._decided(decisions)
+        found = [item for item in items if item.misleads]
+        misled = len({item.past for item in found}) > 1
+        before = False
+        for item in items:
+            self._remember(item, certain=not before and (item.past or not misled))
+            before = item.misleads
+        return misled
+
+    def admitted(self, decisions: Sequence[Decision]) -> list[ChatMessage]:
+        """The messages to send, after what was decided, which is remembered.
 
         Raises:
             GuardViolation: A message of the present is blocked, or the last one dropped; or a tool
                 was kept from doing something, and this has not been raised yet.
         """
+        self.learn(decisions)
         incidents = [claimed(item.message.content or "") for item in self._items]
         for incident in filter(None, incidents):
             raise GuardViolation(incident)
-        answers = iter(decisions)
-        present = self._present()
-        sent, orphans = list[ChatMessage](), False
-        for place, item in enumerate(self._items):
-            decision = next(answers) if item.asked else None
-            if orphans and item.role is Role.TOOL:
+        sent, along = list[ChatMessage](), _Along()
+        for item in self._decided(decisions):
+            if along.goes(item.role):
                 continue
-            message = self._passed(item, decision, past=place < present)
-            orphans = item.role is Role.ASSISTANT and message is not item.message
+            if item.stops and item.decision:
+                raise GuardViolation(item.decision)
+            message = along.of(item)
             sent.extend([message] if message else [])
         return sent
 
-    def _present(self) -> int:
-        """Where the last message of a user stands, which begins the present."""
-        users = [place for place, item in enumerate(self._items) if item.role is Role.USER]
-        return users[-1] if users else 0
+    def _walked(self, messages: Sequence[ChatMessage]) -> Iterator[_Item]:
+        read, along = list[Message](), _Along()
+        roles = [role_of(message) for message in messages]
+        present = max((place for place, role in enumerate(roles) if role is Role.USER), default=0)
+        for place, (message, role) in enumerate(zip(messages, roles, strict=True)):
+            past, last = place < present, place == len(messages) - 1
+            item = _Item(message=message, role=role, past=past, last=last)
+            if place >= self.trusted and not along.goes(role):
+                item = self._looked_up(item, read)
+                passed = along.of(item)
+                if passed and not isinstance(item.asked, Unjudgeable):
+                    read.append(read_message(passed))
+            yield item
 
-    def _passed(self, item: _Item, decision: Decision | None, *, past: bool) -> ChatMessage | None:
-        if decision is None or decision.allowed:
-            if item.digest and decision and not decision.degraded:
-                self._known.add(item.digest)
-            return item.message
-        if decision.action in _CHANGED:
-            return decided_message(item.message, decision)
-        if item.role is Role.TOOL and (past or decision.action is Action.DROP):
-            return decided_message(item.message, decision)  # a call wants an answer
-        if past and item.role not in _SYSTEM:
-            return None
-        if decision.action is Action.DROP and item is not self._items[-1]:
-            return None
-        raise GuardViolation(decision)
+    def _looked_up(self, item: _Item, read: Sequence[Message]) -> _Item:
+        """The item with what is known of it, or else what is asked about it."""
+        try:
+            own = read_message(item.message)
+        except GuardError as error:
+            return replace(item, asked=unjudgeable(error, item.role))
+        digest = digests_of([*read[-1:], own], self._guard)[-1]
+        item = replace(item, digest=digest)
+        if digest in self._known:
+            return item
+        known = replace(item, decision=self._known.refused(digest))
+        if known.decision and not known.stops:
+            return known
+        return replace(item, asked=Conversation((*read, own)))
+
+    def _decided(self, decisions: Sequence[Decision]) -> list[_Item]:
+        answers = iter(decisions)
+        return [
+            replace(item, decision=next(answers)) if item.asked else item for item in self._items
+        ]
+
+    def _remember(self, item: _Item, *, certain: bool) -> None:
+        if item.asked is None or item.digest is None or item.degraded:
+            return
+        if not item.refused:
+            self._known.add(item.digest)
+        elif certain:
+            self._known.add(item.digest, refused=item.decision)
+
+
+class _Along:
+    """What goes along with what is left out: answers with what they answer, results with calls."""
+
+    def __init__(self) -> None:
+        self._roles: tuple[Role, ...] = ()
+
+    def goes(self, role: Role) -> bool:
+        """Whether a message of this role goes along with the one before it."""
+        return role in self._roles
+
+    def of(self, item: _Item) -> ChatMessage | None:
+        """What is sent of a message that does not."""
+        message = item.passed()
+        self._roles = ()
+        if item.role is Role.USER and message is None:
+            self._roles = (Role.ASSISTANT, Role.TOOL)
+        elif item.role is Role.ASSISTANT and message is not item.message:
+            self._roles = (Role.TOOL,)
+        return message
 
 
 def prompt_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
@@ -124,24 +222,7 @@ def prompt_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(read)
 
 
-def _items(
-    messages: Sequence[ChatMessage], guard: Guard, known: Known, *, trust_system: bool
-) -> list[_Item]:
-    items, read = list[_Item](), list[Message]()
-    begins = True
-    for message in messages:
-        role = role_of(message)
-        begins = begins and role in _SYSTEM
-        fields: dict[str, Any] = {"message": message, "role": role}
-        if begins and trust_system:
-            items.append(_Item(**fields, asked=None))
-            continue
-        try:
-            read.append(read_message(message))
-        except GuardError as error:
-            items.append(_Item(**fields, asked=unjudgeable(error, role)))
-            continue
-        digest = digests_of(read[-2:], guard)[-1]
-        asked = None if digest in known else Conversation(tuple(read))
-        items.append(_Item(**fields, asked=asked, digest=digest))
-    return items
+def _leading(messages: Sequence[ChatMessage]) -> int:
+    """How many system messages begin."""
+    others = (place for place, item in enumerate(messages) if role_of(item) not in _SYSTEM)
+    return next(others, len(messages))

@@ -41,7 +41,7 @@ class Turn:
         gate: The guard.
         known: What it let through before.
         messages: What the model is sent.
-        trust_system: Whether the system messages that begin are nobody's to judge.
+        trust_system: Whether the guard does not read the system messages that begin.
     """
 
     def __init__(
@@ -61,12 +61,20 @@ class Turn:
             GuardError: They could not be judged, and the policy says to raise.
         """
         thread = self._thread()
-        return self._admitted(thread, self._gate.judge(thread.asked))
+        decisions = self._gate.judge(thread.asked)
+        if thread.learn(decisions):
+            thread = self._thread()
+            decisions = self._gate.judge(thread.asked)
+        return self._admitted(thread, decisions)
 
     async def aadmit(self) -> list[ChatMessage]:
         """`admit`, without blocking the event loop."""
         thread = self._thread()
-        return self._admitted(thread, await self._gate.ajudge(thread.asked))
+        decisions = await self._gate.ajudge(thread.asked)
+        if thread.learn(decisions):
+            thread = self._thread()
+            decisions = await self._gate.ajudge(thread.asked)
+        return self._admitted(thread, decisions)
 
     def passed(self, response: ChatResponse) -> ChatResponse:
         """What may be released of a response.
@@ -161,7 +169,7 @@ class Turn:
 
     def _admitted(self, thread: Thread, decisions: Sequence[Decision]) -> list[ChatMessage]:
         sent = thread.admitted(decisions)
-        self._prompt = prompt_of(sent)
+        self._prompt = prompt_of(sent[thread.trusted :])
         unchanged = len(sent) == len(self.messages) and all(
             new is old for new, old in zip(sent, self.messages, strict=True)
         )

@@ -4,7 +4,8 @@ LlamaIndex tells handlers everything that a model says: through dispatchers, whi
 shares, and through callback managers. They are told of a guarded model in place of the one inside.
 LlamaIndex has no way to call a model in silence. So the first guarded model changes two of its
 classes, for as long as the process lives: dispatchers and callback managers say nothing of what
-runs in an unheard call, and all else as before.
+runs in an unheard call but what guards inside of it decide, which is without text, and all else as
+before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import (
     Callable,
     Generator,
     Iterator,
+    Mapping,
+    Sequence,
 )
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +30,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index_instrumentation.dispatcher import Dispatcher
 
 from guardrails_qwen.streaming import aclose_source, close_source
+from llama_index_guardrails_qwen.events import GuardEvent
 
 _T = TypeVar("_T")
 
@@ -114,8 +118,9 @@ def _install() -> None:
 def _unless_silent(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # the id of an event, where one is asked for; nothing else that these return is used
-        return kwargs.get("event_id", "") if _silent.get() else method(self, *args, **kwargs)
+        if _silent.get() and not _is_guards(args, kwargs):
+            return kwargs.get("event_id", "")  # nothing else that these return is used
+        return method(self, *args, **kwargs)
 
     return told
 
@@ -123,7 +128,12 @@ def _unless_silent(method: Callable[..., Any]) -> Callable[..., Any]:
 def _aunless_silent(method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(method)
     async def told(self: Any, *args: Any, **kwargs: Any) -> None:
-        if not _silent.get():
+        if not _silent.get() or _is_guards(args, kwargs):
             await method(self, *args, **kwargs)
 
     return told
+
+
+def _is_guards(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Whether a guard says what is told."""
+    return isinstance(args[0] if args else kwargs.get("event"), GuardEvent)
