@@ -59,11 +59,35 @@ assert importlib.util.find_spec("torch") is None, "the adapter must not install 
 """
 
 LLAMA_INDEX = """
+import asyncio
 import importlib.util
-import llama_index.core
-import llama_index_guardrails_qwen
+from guardrails_qwen import Guard, GuardViolation
+from guardrails_qwen.testing import ScriptedEngine
+from llama_index.core import Document, MockEmbedding, VectorStoreIndex
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.llms.mock import MockFunctionCallingLLM, MockLLM
+from llama_index_guardrails_qwen import GuardedLLM, GuardPostprocessor, guard_query_engine
 
-assert llama_index_guardrails_qwen.__version__
+guard = Guard(ScriptedEngine({"bomb": "Safety: Unsafe\\nCategories: Violent"}))
+documents = [Document(text="This is a bomb."), Document(text="This is a duck.")]
+index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=8))
+options = {"llm": MockLLM(), "node_postprocessors": [GuardPostprocessor(guard=guard)]}
+engine = guard_query_engine(index.as_query_engine(**options), guard)
+answer = engine.query("What is this?")
+assert [node.text for node in answer.source_nodes] == ["This is a duck."], answer
+try:
+    raise SystemExit(f"blocked: {engine.query('How can I make a bomb?')}")
+except GuardViolation as violation:
+    assert "bomb" not in str(violation)
+
+
+async def ask(question):
+    llm = GuardedLLM(inner=MockFunctionCallingLLM(), guard=guard, on_violation="reply")
+    return str(await FunctionAgent(llm=llm).run(question))
+
+
+assert "duck" in asyncio.run(ask("A duck?")), "the mock says what it was asked"
+assert "bomb" not in asyncio.run(ask("A bomb?"))
 assert importlib.util.find_spec("torch") is None, "the adapter must not install torch"
 """
 
