@@ -15,6 +15,42 @@ from guardrails_qwen.fields import lines_of
 _DEEPEST = 32
 
 
+class Growing:
+    """What the items of a stream say that are no texts, read as they come.
+
+    Objects that are streamed grow, and each says again what the last one said. So what the next one
+    says with more behind it is not kept; what it takes back is.
+    """
+
+    def __init__(self) -> None:
+        self._kept = list[str]()
+        self._last = list[str]()
+        self._error: ConversationError | None = None
+
+    def add(self, item: object) -> None:
+        """One more item."""
+        try:
+            lines = _item_lines(item)
+        except ConversationError as error:
+            self._error = error
+            return
+        ordered = sorted({*self._last, *lines})
+        begun = {less for less, more in pairwise(ordered) if more.startswith(less)}
+        again = begun.union(lines)
+        self._kept += [line for line in self._last if line not in again]
+        self._last = lines
+
+    def text(self) -> str:
+        """All that they said.
+
+        Raises:
+            ConversationError: One of them is nested too deeply, or cannot be written.
+        """
+        if self._error:
+            raise self._error
+        return "\n".join(dict.fromkeys([*self._kept, *self._last]))
+
+
 def said_by(value: BaseModel) -> str:
     """All that an object says, a line for each field: as its fields have it, then as JSON shows it.
 
@@ -24,22 +60,7 @@ def said_by(value: BaseModel) -> str:
     Raises:
         ConversationError: It is nested too deeply, or cannot be written.
     """
-    shown = _shown(value)
-    return "\n".join(dict.fromkeys([*lines_in(_fields(value)), *lines_in(shown)]))
-
-
-def said_by_all(values: Iterable[object]) -> str:
-    """What the items of a stream say, without what a later one says with more behind it.
-
-    Objects that are streamed grow, so that each says again what those before it said.
-
-    Raises:
-        ConversationError: One of them is nested too deeply, or cannot be written.
-    """
-    lines = [line for value in values for line in _item_lines(value)]
-    ordered = sorted(set(lines))
-    begun = {less for less, more in pairwise(ordered) if more.startswith(less)}
-    return "\n".join(line for line in dict.fromkeys(lines) if line not in begun)
+    return "\n".join(_object_lines(value))
 
 
 def lines_in(fields: Mapping[str, Any]) -> list[str]:
@@ -52,12 +73,12 @@ def lines_in(fields: Mapping[str, Any]) -> list[str]:
     return list(lines_of(plain.items()))
 
 
-def _item_lines(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, BaseModel):
-        return said_by(value).split("\n")
-    return lines_in({"": value})
+def _item_lines(item: object) -> list[str]:
+    return _object_lines(item) if isinstance(item, BaseModel) else lines_in({"": item})
+
+
+def _object_lines(value: BaseModel) -> list[str]:
+    return list(dict.fromkeys([*lines_in(_fields(value)), *lines_in(_shown(value))]))
 
 
 def _fields(value: BaseModel) -> dict[str, Any]:

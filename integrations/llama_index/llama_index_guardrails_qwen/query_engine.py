@@ -66,6 +66,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         check_output: Whether answers are judged.
 
     Raises:
+        TypeError: `engine` is no query engine, or `guard` no guard.
         GuardViolation: The query or the answer is blocked.
         GuardError: It could not be judged, and the policy says to raise.
     """
@@ -80,7 +81,7 @@ class GuardedQueryEngine(BaseQueryEngine):
         check_input: bool = True,
         check_output: bool = True,
     ) -> None:
-        self._query_engine = engine
+        self._query_engine = _require_engine(engine)
         self._gate = Gate(
             guard=guard, component="query_engine", on_violation=on_violation, streaming=streaming
         )
@@ -221,3 +222,12 @@ def guard_query_engine(engine: BaseQueryEngine, guard: Guard, **options: Any) ->
     ```
     """
     return GuardedQueryEngine(engine, guard, **options)
+
+
+def _require_engine(engine: object) -> BaseQueryEngine:
+    if not isinstance(engine, BaseQueryEngine):
+        raise TypeError(
+            f"the engine is {type(engine).__name__}, not a query engine: give what "
+            "index.as_query_engine() makes"
+        )
+    return engine

@@ -22,7 +22,7 @@ from guardrails_qwen.streaming import (
 )
 from llama_index_guardrails_qwen.check import Check
 from llama_index_guardrails_qwen.gate import Asked, Gate
-from llama_index_guardrails_qwen.objects import said_by_all
+from llama_index_guardrails_qwen.objects import Growing
 from llama_index_guardrails_qwen.queries import context_of
 from llama_index_guardrails_qwen.responses import (
     ANSWER,
@@ -69,8 +69,11 @@ class _Reply:
     nodes: list[NodeWithScore] = field(default_factory=list[NodeWithScore])
     metadata: dict[str, Any] | None = field(init=False)
     said: list[str] = field(default_factory=list[str])
+    """All texts, held ones included."""
     held: list[object] = field(default_factory=list[object])
     """Items that wait for the end, and the texts behind the first of them."""
+    told: Growing = field(default_factory=Growing)
+    """What is said by those that are no texts."""
 
     def __post_init__(self) -> None:
         told = None if self.response.metadata is None else dict[str, Any]()
@@ -92,22 +95,30 @@ class _Reply:
 
     def text_of(self, item: object) -> str:
         """What can be moderated of an item at once; nothing of one that has to wait."""
-        if not isinstance(item, str) or self.held:
-            self.held.extend([] if item is None else [item])
+        if item is None or item == "":
             return ""
-        if item:
+        if isinstance(item, str):
             self.said.append(item)
-        return item
+        else:
+            self.told.add(item)
+        if isinstance(item, str) and not self.held:
+            return item
+        self.held.append(item)
+        return ""
 
     def asked(self) -> dict[str, Asked]:
         """What is asked at the end, when all texts have left."""
         return asked_with(
             self.query,
             {
-                ANSWER: lambda: said_by_all(["".join(self.said), *self.held]) if self.held else "",
+                ANSWER: self._whole,
                 ASIDE: lambda: aside_text(self.response),
             },
         )
+
+    def _whole(self) -> str:
+        """All texts in one piece, and what the other items say; nothing where none is held."""
+        return "\n".join(["".join(self.said), self.told.text()]) if self.held else ""
 
     def rest(
         self, stream: GuardedStream, decisions: Mapping[str, Decision]
@@ -119,7 +130,7 @@ class _Reply:
             return
         yield from self.held
         if passes(stream.decision):
-            self.nodes.extend(self.response.source_nodes)
+            self.nodes.extend(self.response.source_nodes or ())
             told = (self.response.metadata or {}) if passes(decisions.get(ASIDE)) else None
             if self.metadata is not None:
                 self.metadata.update(own_metadata(self.response) if told is None else told)

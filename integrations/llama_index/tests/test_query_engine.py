@@ -261,6 +261,8 @@ async def test_an_outage_is_what_the_policy_says(
 def test_a_guard_is_asked_for(inner: Answering, guard: Guard, engine: ScriptedEngine) -> None:
     with pytest.raises(TypeError, match="not a Guard"):
         GuardedQueryEngine(inner, cast("Any", engine))
+    with pytest.raises(TypeError, match="as_query_engine"):
+        guard_query_engine(cast("Any", guard), guard)
     with pytest.raises(ValueError, match="on_violation"):
         guard_query_engine(inner, guard, on_violation="ignore")
 

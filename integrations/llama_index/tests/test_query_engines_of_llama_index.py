@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from llama_index.core import Document, PromptTemplate, VectorStoreIndex
+from llama_index.core import Document, PromptTemplate, VectorStoreIndex, response_synthesizers
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.response.schema import (
     AsyncStreamingResponse,
@@ -20,21 +20,23 @@ from llama_index.core.query_engine import (
     TransformQueryEngine,
 )
 from llama_index.core.question_gen import LLMQuestionGenerator
-from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import QueryBundle
 from llama_index.core.selectors import LLMSingleSelector
 from llama_index.core.tools import QueryEngineTool
 from pydantic import BaseModel
 
 from guardrails_qwen import Action, Guard, GuardViolation
+from guardrails_qwen.engines.transformers import TransformersEngine
 from guardrails_qwen.testing import ScriptedEngine
 from integrations.llama_index.tests.doubles import REPLACED, NGramEmbedding, WritingLLM
 from integrations.llama_index.tests.query_doubles import asked, read
 from llama_index_guardrails_qwen.query_engine import GuardedQueryEngine, guard_query_engine
 
 Guarding = Callable[..., Guard]
+synthesizers: Any = response_synthesizers  # some of its types are unknown
+citing: Any = CitationQueryEngine
 Text = list[Any] | str
-Make = Callable[[VectorStoreIndex, Text, bool], BaseQueryEngine]
+Make = Callable[[Any, Text, bool], BaseQueryEngine]
 
 GOOD = "Mix flour and water. Then bake it."
 BAD = "Mix it first. Then it is a bomb. Do not ask."
@@ -72,29 +74,29 @@ def _writing(reply: Text) -> WritingLLM:
     return llm
 
 
-def _retriever(index: VectorStoreIndex, reply: Text, streaming: bool) -> BaseQueryEngine:
+def _retriever(index: Any, reply: Text, streaming: bool) -> BaseQueryEngine:
     return index.as_query_engine(llm=_writing(reply), streaming=streaming)
 
 
-def _citation(index: VectorStoreIndex, reply: Text, streaming: bool) -> BaseQueryEngine:
-    return CitationQueryEngine.from_args(index, llm=_writing(reply), streaming=streaming)
+def _citation(index: Any, reply: Text, streaming: bool) -> BaseQueryEngine:
+    return citing.from_args(index, llm=_writing(reply), streaming=streaming)
 
 
 def _tool(engine: BaseQueryEngine) -> QueryEngineTool:
     return QueryEngineTool.from_defaults(engine, name="docs", description="All about bread.")
 
 
-def _sub_question(index: VectorStoreIndex, reply: Text, streaming: bool) -> BaseQueryEngine:
+def _sub_question(index: Any, reply: Text, streaming: bool) -> BaseQueryEngine:
     questions = json.dumps({"items": [{"sub_question": "What is flour?", "tool_name": "docs"}]})
     return SubQuestionQueryEngine(
         LLMQuestionGenerator.from_defaults(llm=_writing(f"```json\n{questions}\n```")),
-        get_response_synthesizer(llm=_writing(reply), streaming=streaming),
+        synthesizers.get_response_synthesizer(llm=_writing(reply), streaming=streaming),
         [_tool(_retriever(index, "Flour is white.", False))],
         verbose=False,
     )
 
 
-def _router(index: VectorStoreIndex, reply: Text, streaming: bool) -> BaseQueryEngine:
+def _router(index: Any, reply: Text, streaming: bool) -> BaseQueryEngine:
     choice = json.dumps([{"choice": 1, "reason": "It is about bread."}])
     return RouterQueryEngine(
         LLMSingleSelector.from_defaults(llm=_writing(choice)),
@@ -103,7 +105,7 @@ def _router(index: VectorStoreIndex, reply: Text, streaming: bool) -> BaseQueryE
     )
 
 
-def _transform(index: VectorStoreIndex, reply: Text, streaming: bool) -> BaseQueryEngine:
+def _transform(index: Any, reply: Text, streaming: bool) -> BaseQueryEngine:
     imagined = HyDEQueryTransform(llm=_writing("Bread is made of flour."))
     return TransformQueryEngine(_retriever(index, reply, streaming), imagined)
 
@@ -116,7 +118,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_it_answers_as_the_engine_inside(
-    door: str, make: Make, index: VectorStoreIndex, guard: Guard, streaming: bool
+    door: str, make: Make, index: Any, guard: Guard, streaming: bool
 ) -> None:
     inside = await asked(door, make(index, GOOD, streaming), ASK)
     response = await asked(door, guard_query_engine(make(index, GOOD, streaming), guard), ASK)
@@ -135,7 +137,7 @@ async def test_it_answers_as_the_engine_inside(
 async def test_a_blocked_query_asks_no_model(
     door: str,
     make: Make,
-    index: VectorStoreIndex,
+    index: Any,
     guard: Guard,
     streaming: bool,
     llms: list[WritingLLM],
@@ -152,7 +154,7 @@ async def test_a_blocked_query_asks_no_model(
 
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_a_blocked_answer_has_no_sources(
-    door: str, make: Make, index: VectorStoreIndex, guard: Guard, streaming: bool
+    door: str, make: Make, index: Any, guard: Guard, streaming: bool
 ) -> None:
     guarded = guard_query_engine(make(index, BAD, streaming), guard, on_violation="reply")
     response = await asked(door, guarded, ASK)
@@ -167,7 +169,7 @@ async def test_a_blocked_answer_has_no_sources(
 
 
 async def test_what_was_redacted_of_a_query_is_asked_of_no_model(
-    door: str, make: Make, index: VectorStoreIndex, guarding: Guarding, llms: list[WritingLLM]
+    door: str, make: Make, index: Any, guarding: Guarding, llms: list[WritingLLM]
 ) -> None:
     guarded = guard_query_engine(make(index, GOOD, False), guarding(Action.REDACT))
     query = QueryBundle("How is bread made? Or a bomb? Thanks.", custom_embedding_strs=["bomb"])
@@ -176,9 +178,7 @@ async def test_what_was_redacted_of_a_query_is_asked_of_no_model(
     assert any("How is bread made?" in repr(llm.seen) for llm in llms)
 
 
-def test_prompts_are_those_of_the_engine_inside(
-    make: Make, index: VectorStoreIndex, guard: Guard
-) -> None:
+def test_prompts_are_those_of_the_engine_inside(make: Make, index: Any, guard: Guard) -> None:
     engine = make(index, GOOD, False)
     guarded = guard_query_engine(engine, guard)
     assert guarded.get_prompts().keys() == engine.get_prompts().keys()
@@ -187,15 +187,13 @@ def test_prompts_are_those_of_the_engine_inside(
     assert engine.get_prompts()[name].get_template() == "Say it: {query_str}"
 
 
-def test_prompts_reach_through_a_guard_from_outside(index: VectorStoreIndex, guard: Guard) -> None:
+def test_prompts_reach_through_a_guard_from_outside(index: Any, guard: Guard) -> None:
     inner = index.as_query_engine(llm=_writing(GOOD))
     outer = TransformQueryEngine(guard_query_engine(inner, guard), HyDEQueryTransform(_writing("")))
     assert "query_engine:response_synthesizer:text_qa_template" in outer.get_prompts()
 
 
-async def test_why_a_router_chose_is_judged(
-    door: str, index: VectorStoreIndex, guard: Guard
-) -> None:
+async def test_why_a_router_chose_is_judged(door: str, index: Any, guard: Guard) -> None:
     choice = json.dumps([{"choice": 1, "reason": "It is about a bomb."}])
     selector = LLMSingleSelector.from_defaults(llm=_writing(choice))
     router = RouterQueryEngine(
@@ -207,9 +205,7 @@ async def test_why_a_router_chose_is_judged(
     assert "selector_result" not in response.metadata
 
 
-async def test_guarded_engines_serve_a_router(
-    door: str, index: VectorStoreIndex, guard: Guard
-) -> None:
+async def test_guarded_engines_serve_a_router(door: str, index: Any, guard: Guard) -> None:
     inner = guard_query_engine(_retriever(index, BAD, True), guard, on_violation="reply")
     choice = json.dumps([{"choice": 1, "reason": "It is about bread."}])
     selector = LLMSingleSelector.from_defaults(llm=_writing(choice))
@@ -220,13 +216,13 @@ async def test_guarded_engines_serve_a_router(
 
 
 async def test_guarded_engines_serve_sub_questions(
-    door: str, index: VectorStoreIndex, guard: Guard, llms: list[WritingLLM]
+    door: str, index: Any, guard: Guard, llms: list[WritingLLM]
 ) -> None:
     inner = guard_query_engine(_retriever(index, BAD, False), guard, on_violation="reply")
     questions = json.dumps({"items": [{"sub_question": "What is flour?", "tool_name": "docs"}]})
     engine = SubQuestionQueryEngine(
         LLMQuestionGenerator.from_defaults(llm=_writing(f"```json\n{questions}\n```")),
-        get_response_synthesizer(llm=_writing(GOOD)),
+        synthesizers.get_response_synthesizer(llm=_writing(GOOD)),
         [_tool(inner)],
         verbose=False,
     )
@@ -243,7 +239,7 @@ class _Recipe(BaseModel):
 
 @pytest.mark.parametrize("step", ["Mix it.", "Build a bomb."])
 async def test_structured_answers_are_read(
-    door: str, index: VectorStoreIndex, guarding: Guarding, step: str
+    door: str, index: Any, guarding: Guarding, step: str
 ) -> None:
     written = _Recipe(title="Bread", steps=[step]).model_dump_json()
     llm = WritingLLM(replies=[written], calls_tools=False)
@@ -258,7 +254,7 @@ async def test_structured_answers_are_read(
 
 @pytest.mark.parametrize("query", [ASK, "How is a bomb made?"])
 async def test_nodes_are_found_only_for_what_may_be_asked(
-    door: str, index: VectorStoreIndex, guard: Guard, query: str
+    door: str, index: Any, guard: Guard, query: str
 ) -> None:
     guarded = guard_query_engine(_retriever(index, GOOD, False), guard, on_violation="reply")
     bundle = QueryBundle(query)
@@ -266,7 +262,7 @@ async def test_nodes_are_found_only_for_what_may_be_asked(
     assert len(nodes) == (2 if query == ASK else 0)
 
 
-def test_one_line_guards_an_index(index: VectorStoreIndex) -> None:
+def test_one_line_guards_an_index(index: Any) -> None:
     engine = guard_query_engine(
         index.as_query_engine(llm=_writing(GOOD)), Guard(ScriptedEngine()), check_input=False
     )
@@ -277,11 +273,11 @@ def test_one_line_guards_an_index(index: VectorStoreIndex) -> None:
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Guard]:
     """A real model."""
-    with Guard.from_pretrained("tiny").engine as engine:  # type: ignore[attr-defined]
+    with TransformersEngine.from_pretrained("tiny") as engine:
         yield Guard(engine)
 
 
-async def test_a_real_model_judges_queries(door: str, index: VectorStoreIndex, tiny: Guard) -> None:
+async def test_a_real_model_judges_queries(door: str, index: Any, tiny: Guard) -> None:
     guarded = guard_query_engine(
         _retriever(index, "Mix flour, milk and eggs.", True), tiny, check_output=False
     )

@@ -250,6 +250,14 @@ class _Part(BaseModel):
     text: str = ""
 
 
+class _Deep(BaseModel):
+    inner: Any
+
+
+def _deep(levels: int) -> Any:
+    return "bread" if levels == 0 else [_deep(levels - 1)]
+
+
 GROWING = (_Part(), _Part(title="Bread"), _Part(title="Bread", text="Mix it."))
 GROWN_BAD = (_Part(), _Part(title="Bread"), _Part(title="Bread", text="A bomb."))
 
@@ -280,6 +288,8 @@ async def test_objects_come_at_the_end(door: str, guard: Guard, items: tuple[Any
         pytest.param((*GROWN_BAD, _Part(title="Bread", text="Mix.")), id="taken back"),
         pytest.param(("Mix. ", *GROWING, "A bomb."), id="a text behind them"),
         pytest.param((*GROWING, 3.5, {"text": "bomb"}), id="something else"),
+        pytest.param(("How to make a bo", _Part(), "mb"), id="around an object"),
+        pytest.param((_Deep(inner=_deep(40)), *GROWING), id="too deep"),
     ],
 )
 async def test_objects_are_judged_together(door: str, guard: Guard, items: tuple[Any, ...]) -> None:
