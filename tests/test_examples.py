@@ -206,3 +206,24 @@ def test_ingestion_llama_index() -> None:
     assert "    judged: 0 texts\n" in asked
     assert "    judged: 6 texts\n" in other
     assert "bomb" not in out
+
+
+def test_chat_llama_index() -> None:
+    out = run("chat_llama_index.py")
+    raises, answers = out.split("== ")[1:]
+    recipe, harm, advice, again = raises.split("Q:  ")[1:]
+    mixed = "Mix flour, milk and two eggs. Let it rest, then fry it in butter."
+    assert f"A:  {mixed}\n" in recipe
+    assert "A:  \n--  input blocked: Unsafe (Violent)" in harm
+    assert "A:  Talk to him over a cup of tea. \n--  output blocked: Unsafe (Violent)" in advice
+    question = "What is a good recipe for pancakes?"
+    assert f"A:  You asked: {question}\n" in again
+    memory = [question, mixed, "What did I ask you?", f"You asked: {question}"]
+    assert again.endswith(f"The memory: {memory}\n\n")
+    harm, recipe, advice = answers.split("Q:  ")[1:]
+    assert "A:  This content was removed by the safety policy.\n" in harm
+    assert f"A:  {mixed}\n" in recipe
+    assert "A:  Talk to him over a cup of tea. [The rest was blocked.]\n" in advice
+    assert advice.endswith(f"The memory: {[question, mixed]}\n")
+    assert "burn" not in out
+    assert "never sees" not in out
