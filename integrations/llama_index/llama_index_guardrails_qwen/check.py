@@ -15,7 +15,7 @@ from llama_index_guardrails_qwen.events import (
     GuardCheckEndEvent,
     GuardCheckStartEvent,
     GuardViolationEvent,
-    dispatcher,
+    tell,
 )
 
 
@@ -40,7 +40,7 @@ class Check:
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
         stage = self._stage.value if self._stage else None
-        dispatcher.event(GuardCheckStartEvent(**self._common, texts=self._texts, stage=stage))
+        tell(GuardCheckStartEvent(**self._common, texts=self._texts, stage=stage))
         return self
 
     def __exit__(
@@ -50,7 +50,7 @@ class Check:
         trace: TracebackType | None,
     ) -> None:
         told = [decision.to_dict(text=False) for decision in self._decisions]
-        dispatcher.event(
+        tell(
             GuardCheckEndEvent(
                 **self._common,
                 decisions=told,
@@ -60,4 +60,4 @@ class Check:
         )
         for decision, data in zip(self._decisions, told, strict=True):
             if not decision.allowed:
-                dispatcher.event(GuardViolationEvent(**self._common, decision=data))
+                tell(GuardViolationEvent(**self._common, decision=data))

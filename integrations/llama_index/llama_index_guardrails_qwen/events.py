@@ -8,10 +8,14 @@ from llama_index.core.instrumentation import (
     get_dispatcher,  # pyright: ignore[reportPrivateImportUsage]
 )
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
 from pydantic import Field
 from typing_extensions import override
 
 dispatcher = get_dispatcher(__name__)
+
+_QUOTING = "llamaindex.step.input_summary"
+"""The tag in which workflows sum up what a step was given, texts included."""
 
 
 class GuardEvent(BaseEvent):
@@ -48,3 +52,10 @@ class GuardViolationEvent(GuardEvent):
     """A text did not pass as it was: it was redacted, replaced, dropped or blocked."""
 
     decision: dict[str, Any] = Field(description="As in `GuardCheckEndEvent`.")
+
+
+def tell(event: GuardEvent) -> None:
+    """Tell handlers, with the active tags but for the one that quotes."""
+    active = active_instrument_tags.get()
+    with instrument_tags({key: tag for key, tag in active.items() if key != _QUOTING}):
+        dispatcher.event(event)
