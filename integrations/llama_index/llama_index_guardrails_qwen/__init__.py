@@ -15,6 +15,7 @@ The first call of a `GuardedLLM` changes one thing for all of LlamaIndex in the 
 and callback managers are silent about what runs inside of it (see `unheard`).
 """
 
+from llama_index_guardrails_qwen.chat_engine import GuardedChatEngine, guard_chat_engine
 from llama_index_guardrails_qwen.evaluator import SafetyEvaluator
 from llama_index_guardrails_qwen.events import (
     GuardCheckEndEvent,
@@ -33,10 +34,12 @@ __all__ = [
     "GuardPostprocessor",
     "GuardTransform",
     "GuardViolationEvent",
+    "GuardedChatEngine",
     "GuardedLLM",
     "GuardedQueryEngine",
     "SafetyEvaluator",
     "__version__",
+    "guard_chat_engine",
     "guard_query_engine",
     "guarded_tool",
     "guarded_tools",
