@@ -52,7 +52,8 @@ class GuardedQueryEngine(BaseQueryEngine):
     because it would be unguarded: ask `inner` for it.
 
     What handlers are told is not judged, neither of this engine's queries as they came nor of what
-    the inner engine does. Put a `GuardedLLM` inside where they may not hear it.
+    the engine inside does. Put a `GuardedLLM` inside where they may not hear it. Errors of the
+    engine inside pass as they are, and LlamaIndex's own may quote what a model wrote.
 
     Args:
         engine: The engine to guard, any `BaseQueryEngine`.

@@ -4,9 +4,12 @@ import asyncio
 import gc
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llama_index.core.base.response.schema import (
     AsyncStreamingResponse,
     Response,
@@ -243,6 +246,27 @@ async def test_a_word_in_pieces_is_found(door: str, guard: Guard) -> None:
     )
     assert isinstance(error, GuardViolation)
     assert "bomb" not in "".join(came)
+
+
+@given(
+    text=st.sampled_from(["".join(FINE), "".join(BAD)]),
+    cuts=st.lists(st.integers(0, 60), max_size=12),
+    tokens=st.booleans(),
+)
+def test_however_it_is_cut_the_same_is_decided(text: str, cuts: list[int], tokens: bool) -> None:
+    places = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
+    pieces = [text[start:end] for start, end in pairwise(places)]
+    guard = Guard(ScriptedStreamEngine(SCRIPT) if tokens else ScriptedEngine(SCRIPT))
+    inner = answering("query", Source(*pieces))
+    response = guard_query_engine(inner, guard, on_violation="reply").query("How?")
+    said = str(response)
+    if "bomb" in text:
+        assert said.endswith(REPLACED)
+        assert "bomb" not in said
+        assert response.source_nodes == []
+    else:
+        assert said == text
+        assert len(response.source_nodes) == 1
 
 
 class _Part(BaseModel):
