@@ -20,6 +20,9 @@ from typing_extensions import override
 from guardrails_qwen.streaming import aclose_quietly, aclose_source, close_quietly, close_source
 from llama_index_guardrails_qwen.messages import said
 
+_HOOK = "_invoke_excepthook"
+"""What a thread of CPython calls with what ended it; there is no public name."""
+
 _END: Any = object()
 """Nothing more is written."""
 
@@ -105,7 +108,7 @@ def texts_of(response: object) -> Generator[str, None, None]:
     if thread is None:
         yield from response.response_gen
         return
-    stopped = _stoppable(response, thread)
+    stopped, end = _stoppable(response, thread)
     queue = _queue(response)
     try:
         while (text := queue.get()) is not _END:
@@ -113,7 +116,7 @@ def texts_of(response: object) -> Generator[str, None, None]:
         _require_complete(response)
     finally:
         stopped.set()
-        thread.join()
+        end.join()
         close_quietly([response.chat_stream])
 
 
@@ -150,11 +153,12 @@ def _whole(response: object) -> str:
     raise TypeError(f"a chat engine answered with {type(response).__name__}, not a chat response")
 
 
-def _stoppable(response: StreamingAgentChatResponse, thread: Thread) -> Event:
-    """An event that ends the engine's thread; and its end is said in its queue.
+def _stoppable(response: StreamingAgentChatResponse, thread: Thread) -> tuple[Event, Thread]:
+    """An event that ends the engine's thread, and a thread that says its end in its queue.
 
-    The thread ends by `SystemExit`, of which `threading` says nothing: nobody is to read on the
-    console that a reader left, or what a language model failed of, which the reader is told.
+    Nobody is to read on the console, or in an error tracker, that a reader left, or what a language
+    model failed of: the reader is told. So the thread ends by `SystemExit`, which `threading`
+    ignores, and hooks are not told, as far as the interpreter has that seam.
     """
     stopped, queue = Event(), _queue(response)
     put = queue.put_nowait
@@ -169,8 +173,10 @@ def _stoppable(response: StreamingAgentChatResponse, thread: Thread) -> Event:
         put(_END)
 
     queue.put_nowait = put_nowait
-    Thread(target=tell, name="guardrails-chat", daemon=True).start()
-    return stopped
+    setattr(thread, _HOOK, lambda *_: None)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    end = Thread(target=tell, name="guardrails-chat", daemon=True)
+    end.start()
+    return stopped, end
 
 
 def _require_complete(response: StreamingAgentChatResponse) -> None:
