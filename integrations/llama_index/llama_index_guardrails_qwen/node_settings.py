@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
+from llama_index.core.schema import MetadataMode
 from pydantic import BeforeValidator, Field
 
 from llama_index_guardrails_qwen.nodes_gate import OnNodeViolation
+from llama_index_guardrails_qwen.nodes_text import Reading
+from llama_index_guardrails_qwen.verdict_notes import Signer
 
 
 def _on_violation(value: object) -> object:
@@ -22,19 +26,31 @@ def _fields(value: object) -> object:
 
 
 def _secret(value: object) -> object:
-    if value is None:
-        return None
-    if not isinstance(value, (str, bytes)) or not value:
+    if value is not None and (not isinstance(value, (str, bytes)) or not value):
         raise TypeError("the secret is a text or bytes, and not empty")
-    return value.encode() if isinstance(value, str) else value
+    return value
 
 
 Violation = Annotated[OnNodeViolation, BeforeValidator(_on_violation)]
 """What becomes of a node that may not pass."""
-Fields = Annotated[frozenset[str] | None, BeforeValidator(_fields)]
+Fields = Annotated[list[str] | tuple[str, ...] | frozenset[str] | None, BeforeValidator(_fields)]
 """Names of fields of metadata."""
-Secret = Annotated[bytes | None, BeforeValidator(_secret), Field(exclude=True, repr=False)]
+Secret = Annotated[bytes | str | None, BeforeValidator(_secret), Field(exclude=True, repr=False)]
 """What notes are signed with."""
+
+
+def reading_of(mode: MetadataMode, fields: Collection[str] | None) -> Reading:
+    """Which metadata is read by these settings."""
+    chosen = None if fields is None else frozenset(fields)
+    return Reading(metadata_mode=mode, metadata_fields=chosen)
+
+
+def signer_of(secret: bytes | str | None) -> Signer | None:
+    """What signs notes; None: they are not signed."""
+    if secret is None:
+        return None
+    return Signer(secret=secret.encode() if isinstance(secret, str) else secret)
+
 
 REMEMBERED = 4096
 """Nodes whose judgement a component remembers by default."""

@@ -13,11 +13,17 @@ from typing_extensions import override
 from guardrails_qwen import Guard
 from llama_index_guardrails_qwen.gate import Gate, require_guard
 from llama_index_guardrails_qwen.guard_source import require_portable
-from llama_index_guardrails_qwen.node_settings import REMEMBERED, Fields, Secret, Violation
+from llama_index_guardrails_qwen.node_settings import (
+    REMEMBERED,
+    Fields,
+    Secret,
+    Violation,
+    reading_of,
+    signer_of,
+)
 from llama_index_guardrails_qwen.nodes_gate import NodesGate, Settled
-from llama_index_guardrails_qwen.nodes_text import Reading
 from llama_index_guardrails_qwen.remembered import Remembered
-from llama_index_guardrails_qwen.verdict_notes import Judgement, Signer
+from llama_index_guardrails_qwen.verdict_notes import Judgement
 
 
 class GuardPostprocessor(BaseNodePostprocessor):
@@ -111,8 +117,8 @@ class GuardPostprocessor(BaseNodePostprocessor):
     def _gate(self) -> NodesGate:
         return NodesGate(
             gate=Gate(guard=self.guard, component="postprocessor"),
-            reading=Reading(metadata_mode=self.metadata_mode, metadata_fields=self.metadata_fields),
-            signer=Signer(secret=self.secret) if self.secret else None,
+            reading=reading_of(self.metadata_mode, self.metadata_fields),
+            signer=signer_of(self.secret),
             remembered=self._remembered,
         )
 

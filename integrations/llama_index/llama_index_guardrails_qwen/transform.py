@@ -24,12 +24,18 @@ from llama_index_guardrails_qwen.guard_source import (
     require_portable,
     require_source,
 )
-from llama_index_guardrails_qwen.node_settings import REMEMBERED, Fields, Secret, Violation
+from llama_index_guardrails_qwen.node_settings import (
+    REMEMBERED,
+    Fields,
+    Secret,
+    Violation,
+    reading_of,
+    signer_of,
+)
 from llama_index_guardrails_qwen.nodes_gate import NodesGate, Settled
-from llama_index_guardrails_qwen.nodes_text import Reading
 from llama_index_guardrails_qwen.quarantine import aput_aside, put_aside
 from llama_index_guardrails_qwen.remembered import Remembered
-from llama_index_guardrails_qwen.verdict_notes import Judgement, Signer
+from llama_index_guardrails_qwen.verdict_notes import Judgement
 
 _PROVOKED = ("ConversationError", "TextTooLong", "UnreadableVerdict", "RequestRejected")
 """Errors that a text brings about, whenever it is judged."""
@@ -124,12 +130,12 @@ class GuardTransform(TransformComponent):
         each time, because a cache must not answer then.
         """
         guard = guard_of(self.guard)
-        fields = self.metadata_fields
+        fields, signer = self.metadata_fields, signer_of(self.secret)
         settings: dict[str, Any] = {
             "on_violation": self.on_violation,
             "metadata_mode": self.metadata_mode.value,
             "metadata_fields": None if fields is None else sorted(fields),
-            "key": Signer(secret=self.secret).key_id if self.secret else None,
+            "key": signer.key_id if signer else None,
             "on_outage": self.on_outage,
             "quarantine": self._mark if self.quarantine else None,
             "once": uuid4().hex if self.on_outage == "policy" else None,
@@ -157,8 +163,8 @@ class GuardTransform(TransformComponent):
     def _gate(self, guard: Guard) -> NodesGate:
         return NodesGate(
             gate=Gate(guard=guard, component="transform"),
-            reading=Reading(metadata_mode=self.metadata_mode, metadata_fields=self.metadata_fields),
-            signer=Signer(secret=self.secret) if self.secret else None,
+            reading=reading_of(self.metadata_mode, self.metadata_fields),
+            signer=signer_of(self.secret),
             remembered=self._remembered,
         )
 
