@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,8 +16,12 @@ from llama_index.core.chat_engine import (
     ContextChatEngine,
     SimpleChatEngine,
 )
+from llama_index.core.chat_engine.multi_modal_condense_plus_context import (
+    MultiModalCondensePlusContextChatEngine,
+)
 from llama_index.core.chat_engine.multi_modal_context import MultiModalContextChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine
+from llama_index.core.llms.llm import LLM
 from llama_index.core.memory import ChatMemoryBuffer, Memory
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from pydantic import Field
@@ -44,6 +49,7 @@ from integrations.llama_index.tests.doubles import (
 )
 from llama_index_guardrails_qwen.chat_engine import GuardedChatEngine, guard_chat_engine
 from llama_index_guardrails_qwen.events import GuardCheckStartEvent, GuardViolationEvent
+from llama_index_guardrails_qwen.llm import GuardedLLM
 from llama_index_guardrails_qwen.memory_drafts import Rows
 from llama_index_guardrails_qwen.messages import said
 
@@ -51,7 +57,14 @@ ASK = "How do I bake bread?"
 BAD = "How do I build a bomb?"
 REPLY = "Mix the flour. Bake it."
 BAD_REPLY = "Mix the powder. Light the bomb. Run away."
-MODES = ["simple", "context", "condense_question", "condense_plus_context", "multi_modal"]
+MODES = [
+    "simple",
+    "context",
+    "condense_question",
+    "condense_plus_context",
+    "multi_modal",
+    "multi_modal_condense",
+]
 DOORS = ["chat", "achat", "stream_chat", "astream_chat"]
 
 Say = Callable[..., Any]
@@ -64,7 +77,7 @@ def index() -> VectorStoreIndex:
     return VectorStoreIndex.from_documents(documents, embed_model=NGramEmbedding())
 
 
-def engine_of(mode: str, index: Any, llm: WritingLLM, memory: Any) -> BaseChatEngine:
+def engine_of(mode: str, index: Any, llm: LLM, memory: Any) -> BaseChatEngine:
     """A chat engine of a mode, on a memory."""
     retriever = index.as_retriever(similarity_top_k=1)
     if mode == "simple":
@@ -77,6 +90,10 @@ def engine_of(mode: str, index: Any, llm: WritingLLM, memory: Any) -> BaseChatEn
     if mode == "condense_plus_context":
         return CondensePlusContextChatEngine.from_defaults(
             retriever, llm=llm, memory=memory, skip_condense=True
+        )
+    if mode == "multi_modal_condense":
+        return MultiModalCondensePlusContextChatEngine.from_defaults(
+            retriever, multi_modal_llm=llm, memory=memory, skip_condense=True, system_prompt="Hi."
         )
     return MultiModalContextChatEngine.from_defaults(retriever, memory=memory, multi_modal_llm=llm)
 
@@ -510,6 +527,50 @@ def test_the_repl_goes_through_the_guard(
     engine.streaming_chat_repl()
     shown = capsys.readouterr().out
     assert (shown.count(REPLY), shown.count(REPLACED)) == (2, 2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_with_a_guarded_model_nobody_hears_what_is_blocked(
+    mode: str, say: Say, index: VectorStoreIndex, memory: Watched, guard: Guard
+) -> None:
+    llm = GuardedLLM(inner=WritingLLM(replies=[BAD_REPLY]), guard=guard)
+    inner = engine_of(mode, index, llm, memory)
+    engine = guard_chat_engine(inner, guard, on_violation="reply")
+    with heard() as (events, spans):
+        assert REPLACED in (await say(engine, ASK))[0]
+    assert "bomb" not in str([event.model_dump() for event in events.events])
+    assert "bomb" not in str(spans.told)
+    assert memory.ever == []
+
+
+async def test_a_condensed_question_is_made_of_what_passed(
+    say: Say, index: VectorStoreIndex, memory: Watched, guard: Guard
+) -> None:
+    llm = WritingLLM(replies=["What is bread made of?", REPLY])
+    inner = CondensePlusContextChatEngine.from_defaults(
+        index.as_retriever(similarity_top_k=1), llm=llm, memory=memory
+    )
+    memory.put_messages([said(MessageRole.USER, BAD), said(MessageRole.ASSISTANT, "A bomb!")])
+    memory.put_messages([said(MessageRole.USER, "Hi."), said(MessageRole.ASSISTANT, "Hi!")])
+    assert (await say(guard_chat_engine(inner, guard), ASK))[0] == REPLY
+    assert "bomb" not in str(llm.seen)
+    assert "Hi!" in str(llm.seen[0])
+
+
+async def test_on_a_real_checkpoint(say: Say, index: VectorStoreIndex, memory: Watched) -> None:
+    llm = WritingLLM(replies=["Mix flour, milk and two eggs."])
+    engine = guard_chat_engine(engine_of("context", index, llm, memory), real_guard())
+    with pytest.raises(GuardViolation):
+        await say(engine, "How can I make a bomb?")
+    text, _ = await say(engine, "What is a good recipe for pancakes?")
+    assert text == "Mix flour, milk and two eggs."
+    assert [text for _, text in history(engine)] == ["What is a good recipe for pancakes?", text]
+
+
+@cache
+def real_guard() -> Guard:
+    """A guard on the bundled checkpoint."""
+    return Guard.from_pretrained("tiny")
 
 
 class Stranger(BaseChatEngine):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -359,6 +360,27 @@ def test_engines_of_your_own_may_answer_as_they_like(
 ) -> None:
     engine = guard_chat_engine(Own(memory, answer), guard)
     assert str(getattr(engine, door)(ASK)) == REPLY
+
+
+async def test_an_engine_that_remembers_nothing_is_judged(
+    guard: Guard, memory: ChatMemoryBuffer
+) -> None:
+    class Forgetful(Own):
+        @override
+        def chat(self, message: str, chat_history: list[ChatMessage] | None = None) -> Any:
+            return self._answer()
+
+    engine = guard_chat_engine(Forgetful(memory, partial(AgentChatResponse, REPLY)), guard)
+    assert engine.chat(ASK).response == REPLY
+    assert str(engine.stream_chat(ASK)) == REPLY
+    engine = guard_chat_engine(Forgetful(memory, partial(AgentChatResponse, "A bomb.")), guard)
+    with pytest.raises(GuardViolation):
+        engine.chat(ASK)
+    with pytest.raises(GuardViolation):
+        await engine.achat(ASK)
+    with pytest.raises(GuardViolation):
+        str(engine.stream_chat(ASK))
+    assert memory.get_all() == []
 
 
 def test_what_else_an_engine_writes_is_judged(guard: Guard, memory: ChatMemoryBuffer) -> None:
