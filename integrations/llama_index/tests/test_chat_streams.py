@@ -28,6 +28,7 @@ from llama_index_guardrails_qwen.messages import said
 
 ASK = "How do I bake bread?"
 REPLY = "Mix the flour. Bake it."
+BAD_REPLY = "Light the bomb and run away."
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -373,7 +374,7 @@ async def test_an_engine_that_remembers_nothing_is_judged(
     engine = guard_chat_engine(Forgetful(memory, partial(AgentChatResponse, REPLY)), guard)
     assert engine.chat(ASK).response == REPLY
     assert str(engine.stream_chat(ASK)) == REPLY
-    engine = guard_chat_engine(Forgetful(memory, partial(AgentChatResponse, "A bomb.")), guard)
+    engine = guard_chat_engine(Forgetful(memory, partial(AgentChatResponse, BAD_REPLY)), guard)
     with pytest.raises(GuardViolation):
         engine.chat(ASK)
     with pytest.raises(GuardViolation):
