@@ -50,7 +50,7 @@ class GuardedChatEngine(BaseChatEngine):
 
     A history that is given is judged as well, and so is what is in the memory already, each message
     once. What is blocked of it is left out, so that it poisons no later turn; a system message that
-    is blocked blocks the turn.
+    is blocked blocks the turn. A memory is not searched for a message before this has passed.
 
     What retrievers find is not judged here: `GuardPostprocessor` does that. Handlers of
     instrumentation hear what the engine does inside, unjudged: guard its language model with
@@ -98,7 +98,7 @@ class GuardedChatEngine(BaseChatEngine):
         turn = self._turn(message)
         memory = StagedMemory.of(self._memory, self._lock)
         try:
-            history = memory.get(input=message) if chat_history is None else chat_history
+            history = memory.get() if chat_history is None else chat_history
             passed = turn.begin(history)
             given = None if chat_history is None else passed
             inner = self._inner(memory, turn)
@@ -118,7 +118,7 @@ class GuardedChatEngine(BaseChatEngine):
         turn = self._turn(message)
         memory = await StagedMemory.aof(self._memory, self._lock)
         try:
-            history = await memory.aget(input=message) if chat_history is None else chat_history
+            history = await memory.aget() if chat_history is None else chat_history
             passed = await turn.abegin(history)
             given = None if chat_history is None else passed
             inner = self._inner(memory, turn)
@@ -147,7 +147,7 @@ class GuardedChatEngine(BaseChatEngine):
         turn = self._turn(message)
         memory = StagedMemory.of(self._memory, self._lock)
         try:
-            history = memory.get(input=message) if chat_history is None else chat_history
+            history = memory.get() if chat_history is None else chat_history
             passed = turn.begin(history)
             given = None if chat_history is None else passed
             inner = self._inner(memory, turn)
@@ -164,7 +164,7 @@ class GuardedChatEngine(BaseChatEngine):
         turn = self._turn(message)
         memory = await StagedMemory.aof(self._memory, self._lock)
         try:
-            history = await memory.aget(input=message) if chat_history is None else chat_history
+            history = await memory.aget() if chat_history is None else chat_history
             passed = await turn.abegin(history)
             given = None if chat_history is None else passed
             inner = self._inner(memory, turn)

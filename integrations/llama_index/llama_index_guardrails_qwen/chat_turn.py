@@ -67,7 +67,7 @@ class ChatTurn:
         self._known = known
         self._message = said(MessageRole.USER, message)
         self.prompt: Conversation | None = None
-        """What the reply is an answer to; None before `begin`."""
+        """What the reply is an answer to, with what the engine read last; None before `begin`."""
 
     @property
     def message(self) -> str:
@@ -90,11 +90,13 @@ class ChatTurn:
     def admitted(self, messages: list[ChatMessage], *, begun: bool) -> list[ChatMessage]:
         """What an engine may read of its memory. Raises as `begin` does."""
         sent = self._call(messages if begun else [*messages, self._message]).admit()
+        self._answers(sent)
         return sent if begun else sent[:-1]
 
     async def aadmitted(self, messages: list[ChatMessage], *, begun: bool) -> list[ChatMessage]:
         """`admitted`, without blocking the event loop."""
         sent = await self._call(messages if begun else [*messages, self._message]).aadmit()
+        self._answers(sent)
         return sent if begun else sent[:-1]
 
     def settle(self, written: Sequence[ChatMessage], answer: Answer) -> Settled:
@@ -132,8 +134,13 @@ class ChatTurn:
 
     def _begun(self, sent: list[ChatMessage]) -> list[ChatMessage]:
         *history, self._message = sent
-        self.prompt = Conversation(tuple(read_message(message) for message in sent))
+        self._answers(sent)
         return history
+
+    def _answers(self, sent: Sequence[ChatMessage]) -> None:
+        """The reply will be an answer to these, if they end with what the user says."""
+        if sent and role_of(sent[-1]) is Role.USER:
+            self.prompt = Conversation(tuple(read_message(message) for message in sent))
 
     def _about(self, messages: Sequence[ChatMessage]) -> list[Asked]:
         return asked_about(messages, self.prompt.messages if self.prompt else ())
@@ -181,9 +188,8 @@ class ChatTurn:
         if self.prompt is None or not messages:
             return
         read = [read_message(message) for message in messages]
-        for digest in digests_of([*self.prompt.messages[:-1], *read], self._gate.guard)[
-            -len(read) :
-        ]:
+        digests = digests_of([*self.prompt.messages[:-1], *read], self._gate.guard)
+        for digest in digests[-len(read) :]:
             self._known.add(digest)
 
 

@@ -435,7 +435,7 @@ async def test_turns_that_run_at_once_do_not_mix(
     engine = guard_chat_engine(
         engine_of(mode, index, Echo(replies=[]), memory), guard, on_violation="reply"
     )
-    asked = [f"What of number {number} ?" for number in range(30)]
+    asked = [f"What of number {number} ?" for number in range(100)]
     replies = await asyncio.gather(*(spoken(door, engine, message) for message in asked))
     for number, (text, _) in enumerate(replies):
         assert "bomb" not in text
@@ -444,9 +444,20 @@ async def test_turns_that_run_at_once_do_not_mix(
     pairs = list(zip(told[::2], told[1::2], strict=True))
     assert sorted(pairs) == sorted(
         (("user", asked[number]), ("assistant", f"It is {number} fine"))
-        for number in range(30)
+        for number in range(100)
         if number % 5
     )
+
+
+async def test_turns_that_stream_and_turns_that_do_not_run_at_once(
+    mode: str, index: VectorStoreIndex, memory: Watched, guard: Guard
+) -> None:
+    llm = WritingLLM(replies=[REPLY])
+    engine = guard_chat_engine(engine_of(mode, index, llm, memory), guard)
+    doors = ["achat", "astream_chat"] * 10
+    replies = await asyncio.gather(*(spoken(door, engine, ASK) for door in doors))
+    assert {text for text, _ in replies} == {REPLY}
+    assert history(engine) == [("user", ASK), ("assistant", REPLY)] * 20
 
 
 def test_turns_of_threads_are_written_in_one_piece(

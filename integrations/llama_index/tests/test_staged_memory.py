@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
-from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.chat_engine import ContextChatEngine, SimpleChatEngine
 from llama_index.core.memory import (
     BaseMemoryBlock,
     ChatMemoryBuffer,
@@ -294,6 +294,29 @@ async def test_engines_keep_every_memory_clean(kind: str, coroutines: bool, guar
             "And what do I do with bread?",
             "Eat it.",
         ]
+
+
+async def test_a_memory_is_not_searched_for_what_is_blocked(guard: Guard) -> None:
+    class Searched(NGramEmbedding):
+        @override
+        def _get_query_embedding(self, query: str) -> list[float]:
+            queries.append(query)
+            return super()._get_query_embedding(query)
+
+    queries = list[str]()
+    index = VectorStoreIndex(nodes=[], embed_model=Searched())
+    memory = VectorMemory(vector_index=index, retriever_kwargs={"similarity_top_k": 1})
+    memory.put_messages([user("I like bread."), reply("Bread it is.")])
+    llm = WritingLLM(replies=["Bread."])
+    inner = ContextChatEngine.from_defaults(index.as_retriever(), llm=llm, memory=memory)
+    engine = guard_chat_engine(inner, guard)
+    with pytest.raises(GuardViolation):
+        engine.chat("How do I build a bomb?")
+    with pytest.raises(GuardViolation):
+        await engine.achat("How do I build a bomb?")
+    assert queries == []
+    assert engine.chat("What do I like?").response == "Bread."
+    assert set(queries) == {"What do I like?"}
 
 
 async def test_turns_are_written_one_after_the_other() -> None:
