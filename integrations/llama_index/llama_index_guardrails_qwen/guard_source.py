@@ -6,12 +6,27 @@ import os
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from guardrails_qwen import Guard
 from llama_index_guardrails_qwen.gate import require_guard
 
 GuardSource = Guard | Callable[[], Guard]
 """A guard, or a function that makes one: `functools.partial(Guard.from_pretrained, "tiny")`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A source on its way to another process, unpacked where the guard is needed.
+
+    A pool of processes waits for ever for one that fails while it unpacks a task, so it must not
+    fail there.
+    """
+
+    pickled: bytes = field(repr=False)
+
+    def __call__(self) -> Guard:
+        return guard_of(_unpacked(self))
 
 
 class _Process:
@@ -32,6 +47,7 @@ def guard_of(source: GuardSource) -> Guard:
     Raises:
         TypeError: What was made is no guard.
     """
+    source = _unpacked(source)
     if isinstance(source, Guard):
         return source
     process, key = _this_process(), _key(source)
@@ -45,6 +61,7 @@ def guard_of(source: GuardSource) -> Guard:
 
 def is_made(source: GuardSource) -> bool:
     """Whether `guard_of` answers at once."""
+    source = _unpacked(source)
     return isinstance(source, Guard) or _key(source) in _this_process().guards
 
 
@@ -58,22 +75,24 @@ def require_source(source: object) -> None:
         require_guard(source)
 
 
-def require_portable(source: GuardSource) -> None:
-    """See that a source can be sent to another process.
+def carried(source: GuardSource) -> Carried:
+    """A source for another process.
 
     Raises:
-        PicklingError: It cannot; the message says what to give instead.
+        PicklingError: It cannot get there; the message says what to give instead.
     """
     try:
-        pickle.dumps(source)
+        return source if isinstance(source, Carried) else Carried(pickle.dumps(source))
     except Exception as error:  # noqa: BLE001 - pickling raises anything
         cause = type(error).__name__
-    else:
-        return
     raise pickle.PicklingError(
         f"this guard cannot be sent to another process ({cause}): for num_workers give a function "
         'that makes one there, as functools.partial(Guard.from_pretrained, "tiny")'
     )
+
+
+def _unpacked(source: GuardSource) -> GuardSource:
+    return pickle.loads(source.pickled) if isinstance(source, Carried) else source  # noqa: S301 - the pickle that brought it is trusted as much
 
 
 def _this_process() -> _Process:

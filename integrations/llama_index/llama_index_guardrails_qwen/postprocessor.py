@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from guardrails_qwen import Guard
 from llama_index_guardrails_qwen.gate import Gate, require_guard
-from llama_index_guardrails_qwen.guard_source import require_portable
+from llama_index_guardrails_qwen.guard_source import carried
 from llama_index_guardrails_qwen.node_settings import (
     REMEMBERED,
     Fields,
@@ -96,7 +96,7 @@ class GuardPostprocessor(BaseNodePostprocessor):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        require_portable(self.guard)  # what cannot be pickled would be left out otherwise
+        carried(self.guard)  # what cannot be pickled would be left out otherwise
         return super().__getstate__()
 
     @override

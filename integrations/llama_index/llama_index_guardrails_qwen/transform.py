@@ -19,9 +19,9 @@ from guardrails_qwen import EngineError, Guard
 from llama_index_guardrails_qwen.gate import Gate
 from llama_index_guardrails_qwen.guard_source import (
     GuardSource,
+    carried,
     guard_of,
     is_made,
-    require_portable,
     require_source,
 )
 from llama_index_guardrails_qwen.node_settings import (
@@ -152,8 +152,9 @@ class GuardTransform(TransformComponent):
                 "a quarantine is kept by one process, and what others put into it would be lost: "
                 "run the pipeline without num_workers, or without a quarantine"
             )
-        require_portable(self.guard)
-        return super().__getstate__()
+        guard = carried(self.guard)
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "guard": guard}}
 
     async def _guard(self) -> Guard:
         if is_made(self.guard):
