@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from threading import Lock
 
@@ -17,7 +18,7 @@ _FIRST = b"first"
 class Known:
     """Digests of messages, and whether they were allowed. Copies share them.
 
-    A digest is over a message, the one before it, and the guard's policy and model. So a reply is
+    A digest is over a message, the words before it, and the guard's policy and model. So a reply is
     judged again behind another prompt, and everything is by another policy; a conversation of which
     the beginning was cut off is not. No text is kept but what a redaction has left.
 
@@ -65,10 +66,11 @@ class Known:
 def digests_of(messages: Sequence[Message], guard: Guard) -> list[bytes]:
     """The digest of each message of a conversation."""
     marks = [_mark(message) for message in messages]
+    before = [_mark(replace(message, images=())) for message in messages]
     fingerprint = sha256(guard.fingerprint.encode()).digest()
     return [
-        sha256(fingerprint + before + mark).digest()
-        for before, mark in zip([_FIRST, *marks], marks, strict=False)
+        sha256(fingerprint + behind + mark).digest()
+        for behind, mark in zip([_FIRST, *before], marks, strict=False)
     ]
 
 

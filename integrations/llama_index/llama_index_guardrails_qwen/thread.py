@@ -154,7 +154,7 @@ class Thread:
                 item = self._looked_up(item, read)
                 passed = along.of(item)
                 if passed and not isinstance(item.asked, Unjudgeable):
-                    read.append(read_message(passed))
+                    read.append(_as_context(passed, past=past))
             yield item
 
     def _looked_up(self, item: _Item, read: Sequence[Message]) -> _Item:
@@ -185,6 +185,15 @@ class Thread:
             self._known.add(item.digest)
         elif certain:
             self._known.add(item.digest, refused=item.decision)
+
+
+def _as_context(message: ChatMessage, *, past: bool) -> Message:
+    """A message as others are judged behind it.
+
+    Pictures of the past were judged in their place: a text model would refuse all that follows.
+    """
+    read = read_message(message)
+    return replace(read, images=()) if past else read
 
 
 class _Along:

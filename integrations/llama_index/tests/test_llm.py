@@ -411,9 +411,8 @@ def test_it_says_of_itself_what_the_inner_model_says(guard: Guard) -> None:
     assert llm.system_prompt == "Be brief."
     assert llm.callback_manager is inner.callback_manager
     assert llm.to_payload() == {**inner.to_payload(), "class_name": "GuardedLLM"}
-    assert (
-        PromptHelper.from_llm_metadata(llm.metadata).context_window == inner.metadata.context_window
-    )
+    window = cast("Any", PromptHelper).from_llm_metadata(llm.metadata).context_window
+    assert window == inner.metadata.context_window
 
 
 def test_settings_take_it(guard: Guard) -> None:
