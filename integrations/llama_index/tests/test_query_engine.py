@@ -73,6 +73,14 @@ async def test_a_query_that_passes_goes_on_as_the_same_object(
     assert [message.text for message in engine.seen[-1].messages] == ["How?", "Yes."]
 
 
+async def test_what_is_embedded_anyway_is_judged_once(
+    door: str, inner: Answering, guard: Guard, engine: ScriptedEngine
+) -> None:
+    query = QueryBundle("How?", custom_embedding_strs=["How?"])
+    await asked(door, guard_query_engine(inner, guard), query)
+    assert [seen.last.text for seen in engine.seen] == ["How?", "Yes."]
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -444,3 +452,21 @@ async def test_its_own_events_have_only_what_passed(
     assert response.response == REPLACED
     ends = events.of(QueryEndEvent)
     assert ends[-1].response is response
+
+
+@pytest.mark.parametrize(("streaming", "streams"), [([True, True], True), ([True, False], False)])
+async def test_a_reply_is_of_the_kind_that_engines_inside_give(
+    door: str, guard: Guard, streaming: list[bool], streams: bool
+) -> None:
+    outer: Any = TransformQueryEngine(Answering(Response), IdentityQueryTransform())
+    outer._query_engines = [Answering(Response, streaming=each) for each in streaming]
+    response = await asked(door, guard_query_engine(outer, guard, on_violation="reply"), BAD)
+    assert isinstance(response, Response) is not streams
+    assert await read(response) == [REPLACED]
+
+
+def test_an_engine_that_has_itself_inside_is_no_riddle(guard: Guard) -> None:
+    outer: Any = TransformQueryEngine(Answering(Response), IdentityQueryTransform())
+    outer._query_engine = outer
+    guarded = guard_query_engine(outer, guard, on_violation="reply")
+    assert guarded.query(BAD) == Response(REPLACED)

@@ -297,9 +297,8 @@ GROWN_BAD = (_Part(), _Part(title="Bread"), _Part(title="Bread", text="A bomb.")
 async def test_objects_come_at_the_end(door: str, guard: Guard, items: tuple[Any, ...]) -> None:
     response = await asked(door, guard_query_engine(answering(door, Source(*items)), guard), "How?")
     came = await read(response)
-    assert [item for item in came if isinstance(item, _Part)] == [
-        item for item in items if isinstance(item, _Part)
-    ]
+    begin = next((at for at, item in enumerate(items) if isinstance(item, _Part)), len(items))
+    assert came[len(came) - len(items[begin:]) :] == list(items[begin:])
     texts = [item for item in items if isinstance(item, str)]
     assert "".join(item for item in came if isinstance(item, str)) == "".join(texts)
     assert len(response.source_nodes) == 1
@@ -310,6 +309,9 @@ async def test_objects_come_at_the_end(door: str, guard: Guard, items: tuple[Any
     [
         pytest.param(GROWN_BAD, id="objects"),
         pytest.param((*GROWN_BAD, _Part(title="Bread", text="Mix.")), id="taken back"),
+        pytest.param(
+            (_Part(text="A bomb."), _Part(text="Mix."), _Part(text="Bake.")), id="long ago"
+        ),
         pytest.param(("Mix. ", *GROWING, "A bomb."), id="a text behind them"),
         pytest.param((*GROWING, 3.5, {"text": "bomb"}), id="something else"),
         pytest.param(("How to make a bo", _Part(), "mb"), id="around an object"),
@@ -324,6 +326,18 @@ async def test_objects_are_judged_together(door: str, guard: Guard, items: tuple
     assert not [item for item in came if not isinstance(item, str)]
     assert response.source_nodes == []
     assert source.log[-1] == "closed"
+
+
+async def test_objects_behind_a_blocked_text_are_not_asked_about(
+    door: str, guard: Guard, engine: ScriptedEngine
+) -> None:
+    inner = answering(door, Source("A bomb is built so", *GROWING))
+    guarded = guard_query_engine(inner, guard, on_violation="reply")
+    came = await read(await asked(door, guarded, "How?"))
+    assert "".join(came).removeprefix("A") == REPLACED
+    assert "Mix it." not in repr(
+        [message.text for item in engine.seen for message in item.messages]
+    )
 
 
 @pytest.mark.parametrize("action", [Action.REDACT, Action.REPLACE])
