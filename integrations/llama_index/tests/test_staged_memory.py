@@ -24,6 +24,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from guardrails_qwen import Guard, GuardViolation
+from guardrails_qwen.testing import ScriptedEngine
 from integrations.llama_index.tests.doubles import NGramEmbedding, WritingLLM
 from llama_index_guardrails_qwen.chat_engine import guard_chat_engine
 from llama_index_guardrails_qwen.memory_drafts import Rows
@@ -317,6 +318,24 @@ async def test_a_memory_is_not_searched_for_what_is_blocked(guard: Guard) -> Non
     assert queries == []
     assert engine.chat("What do I like?").response == "Bread."
     assert set(queries) == {"What do I like?"}
+
+
+async def test_a_reply_is_judged_with_what_was_found_for_it() -> None:
+    judge, memory = ScriptedEngine(), vectors()
+    memory.put_messages([user("I like bread."), reply("Bread it is.")])
+    llm = WritingLLM(replies=["Bread."])
+    inner = ContextChatEngine.from_defaults(
+        VectorStoreIndex(nodes=[], embed_model=NGramEmbedding()).as_retriever(),
+        llm=llm,
+        memory=memory,
+    )
+    engine = guard_chat_engine(inner, Guard(judge))
+    read = ["I like bread.", "Bread it is.", "Which do I like?"]
+    engine.chat("Which do I like?")
+    assert [message.text for message in judge.seen[-1].messages[:-1]] == read
+    memory.set([user("I like bread."), reply("Bread it is.")])
+    await engine.achat("Which do I like?")
+    assert [message.text for message in judge.seen[-1].messages[:-1]] == read
 
 
 async def test_turns_are_written_one_after_the_other() -> None:
