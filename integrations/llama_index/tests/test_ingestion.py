@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import BaseNode, Document
+from llama_index.core.schema import BaseNode, Document, TransformComponent
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 
@@ -43,7 +43,11 @@ def documents(*texts: str) -> list[Document]:
 def pipeline(guard: Any, *, cache: IngestionCache | None = None, **given: Any) -> IngestionPipeline:
     """Splits, judges, embeds."""
     stores = {name: given.pop(name) for name in list(given) if "store" in name}
-    steps = [SentenceSplitter(), GuardTransform(guard=guard, **given), NGramEmbedding()]
+    steps: list[TransformComponent] = [
+        SentenceSplitter(),
+        GuardTransform(guard=guard, **given),
+        NGramEmbedding(),
+    ]
     return IngestionPipeline(transformations=steps, cache=cache, **stores)
 
 
@@ -196,7 +200,7 @@ class Nowhere:
 
 @several
 async def test_several_processes_make_their_guards_themselves(run: Run) -> None:
-    steps = [GuardTransform(guard=here), NGramEmbedding()]
+    steps: list[TransformComponent] = [GuardTransform(guard=here), NGramEmbedding()]
     guarded = IngestionPipeline(transformations=steps, disable_cache=True)
     texts = documents(TEA, BOMB, f"{TEA} Yes.", f"{BOMB} Yes.", f"{TEA} No.")
     nodes = await run(guarded, documents=texts, **workers())
@@ -232,7 +236,7 @@ async def test_what_cannot_get_there_is_an_error_and_nothing_is_ingested(
     run: Run, given: dict[str, Any]
 ) -> None:
     vectors = SimpleVectorStore()
-    steps = [GuardTransform(**given), NGramEmbedding()]
+    steps: list[TransformComponent] = [GuardTransform(**given), NGramEmbedding()]
     guarded = IngestionPipeline(transformations=steps, vector_store=vectors)
     with pytest.raises(Exception, match=r"give a function|without num_workers"):
         await run(guarded, documents=documents(TEA, BOMB), **workers())

@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import Document, StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core import Document, StorageContext, VectorStoreIndex, indices
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    MetadataMode,
+    NodeWithScore,
+    TextNode,
+    TransformComponent,
+)
 
 from guardrails_qwen import Action, Guard, Policy
 from guardrails_qwen.testing import ScriptedEngine
@@ -31,16 +37,21 @@ def ingest(folder: Path, guard: Guard, **settings: Any) -> None:
         Document(text=text, id_=f"doc-{place}", metadata={"title": f"Tea, part {place}"})
         for place, text in enumerate(TEXTS)
     ]
-    steps = [SentenceSplitter(), GuardTransform(guard=guard, **settings), NGramEmbedding()]
+    steps: list[TransformComponent] = [
+        SentenceSplitter(),
+        GuardTransform(guard=guard, **settings),
+        NGramEmbedding(),
+    ]
     nodes = IngestionPipeline(transformations=steps).run(documents=documents)
-    index = VectorStoreIndex(list(nodes), embed_model=NGramEmbedding())
+    index: Any = VectorStoreIndex(list(nodes), embed_model=NGramEmbedding())
     index.storage_context.persist(persist_dir=str(folder))
 
 
 def loaded(folder: Path) -> Any:
     """The index of a folder, as another process sees it."""
     storage = StorageContext.from_defaults(persist_dir=str(folder))
-    return load_index_from_storage(storage, embed_model=NGramEmbedding())
+    loading: Any = indices
+    return loading.load_index_from_storage(storage, embed_model=NGramEmbedding())
 
 
 def asked(folder: Path, guard: Guard, **settings: Any) -> list[NodeWithScore]:
@@ -88,7 +99,7 @@ def test_otherwise_it_is_judged_once_more(
     tmp_path: Path, engine: ScriptedEngine, settings: dict[str, Any]
 ) -> None:
     ingest(tmp_path, guard_on(engine), secret="s")
-    given = {"guard": guard_on(ScriptedEngine(SCRIPT)), **settings}
+    given: dict[str, Any] = {"guard": guard_on(ScriptedEngine(SCRIPT)), **settings}
     asked(tmp_path, **given)
     assert given["guard"].engine.batches != []
 

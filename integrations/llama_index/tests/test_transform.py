@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from llama_index.core.schema import BaseNode, IndexNode, TextNode
+from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from guardrails_qwen import (
@@ -162,7 +162,7 @@ async def test_a_pickled_transform_arrives_with_all_that_it_is(
         guard=source,
         secret="s",
         on_violation="annotate",
-        metadata_mode="llm",
+        metadata_mode=MetadataMode.LLM,
         metadata_fields=["a"],
     )
     for copy in (pickle.loads(pickle.dumps(transform)), transform.model_copy(deep=True)):
