@@ -20,8 +20,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 
 from guardrails_qwen import Guard, GuardViolation
 from guardrails_qwen.streaming import HoldBack, Streaming
-from llama_index_guardrails_qwen import GuardedLLM
-from llama_index_guardrails_qwen.tools import guarded_tools
+from llama_index_guardrails_qwen import GuardedLLM, guarded_tools
 
 WEATHER = "What is the weather in Paris?"
 RECIPE = "What is a good recipe for pancakes?"

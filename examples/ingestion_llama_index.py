@@ -31,9 +31,11 @@ from llama_index.core.storage.docstore import BaseDocumentStore, SimpleDocumentS
 from llama_index_stand_ins import WordCounts
 
 from guardrails_qwen import Guard, Policy
-from llama_index_guardrails_qwen import GuardCheckStartEvent
-from llama_index_guardrails_qwen.postprocessor import GuardPostprocessor
-from llama_index_guardrails_qwen.transform import GuardTransform
+from llama_index_guardrails_qwen import (
+    GuardCheckStartEvent,
+    GuardPostprocessor,
+    GuardTransform,
+)
 from llama_index_guardrails_qwen.verdict_notes import guard_note
 
 PAGES = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "integrations" / "langchain" / "README.md",
+    ROOT / "integrations" / "llama_index" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 DISTRIBUTIONS = {"guardrails-qwen", "langchain-guardrails-qwen", "llama-index-guardrails-qwen"}
@@ -36,6 +39,20 @@ def fences(language: str) -> list[object]:
     return found
 
 
+@pytest.fixture
+def own_event_loop() -> Generator[None, None, None]:
+    """A loop that is closed: LlamaIndex's synchronous doors leave that of their thread open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+# workflows of LlamaIndex look at all that an agent has, what is deprecated too
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince211")
+@pytest.mark.usefixtures("own_event_loop")
 @pytest.mark.parametrize("example", list(find_examples(*map(str, PAGES))), ids=str)
 def test_python(example: CodeExample, eval_example: EvalExample) -> None:
     settings = example.prefix_settings()
