@@ -58,7 +58,8 @@ class GuardTransform(TransformComponent):
     Args:
         guard: The engine and the policy, or a function that makes them, which is asked once a
             process, at the first use: `functools.partial(Guard.from_pretrained, "tiny")`. For
-            `num_workers` it has to be one, unless the guard can be pickled.
+            `num_workers` it has to be one, unless the guard can be pickled. Where a cache asks in
+            an event loop, making it would block that loop: give a guard there.
         on_violation: What becomes of a node that may not pass: `drop`, `annotate` or `raise`.
         metadata_mode: The metadata that is judged beside the text.
         metadata_fields: Of these fields of metadata, the ones that are judged; None: all.

@@ -678,6 +678,21 @@ async def test_a_hundred_queries_at_once_share_nothing(engine: ScriptedEngine) -
         assert [item.text for item in out] == ([topic, TEA] if "tea" in topic else [TEA])
 
 
+async def test_a_hundred_queries_of_one_engine(engine: ScriptedEngine) -> None:
+    chunks = [f"{place:03} {'bomb' if place % 2 else 'tea'}" for place in range(100)]
+    index: Any = VectorStoreIndex(
+        [TextNode(text=chunk) for chunk in chunks], embed_model=NGramEmbedding()
+    )
+    processor = GuardPostprocessor(guard=dropping(engine))
+    query = index.as_query_engine(
+        llm=WritingLLM(replies=["Yes."]), similarity_top_k=1, node_postprocessors=[processor]
+    )
+    answers = await asyncio.gather(*(query.aquery(chunk) for chunk in chunks))
+    for chunk, answer in zip(chunks, answers, strict=True):
+        shown = [item.text for item in answer.source_nodes]
+        assert shown == ([chunk] if "tea" in chunk else [])
+
+
 @pytest.mark.parametrize("component", [GuardPostprocessor, GuardTransform])
 @pytest.mark.parametrize(
     ("settings", "error"),
