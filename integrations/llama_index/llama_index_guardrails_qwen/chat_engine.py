@@ -98,11 +98,11 @@ class GuardedChatEngine(BaseChatEngine):
         turn = self._turn(message)
         memory = StagedMemory.of(self._memory, self._lock)
         try:
-            history = memory.get() if chat_history is None else chat_history
-            passed = turn.begin(history)
-            given = None if chat_history is None else passed
+            given = turn.begin(memory.get() if chat_history is None else chat_history)
             inner = self._inner(memory, turn)
-            response = inner.chat(turn.message, chat_history=given, **options)
+            response = inner.chat(
+                turn.message, chat_history=given if chat_history else chat_history, **options
+            )
             answer = Answer(came="".join(texts_of(response)))
             settled = turn.settle(memory.written, answer)
         except GuardViolation as violation:
@@ -119,10 +119,11 @@ class GuardedChatEngine(BaseChatEngine):
         memory = await StagedMemory.aof(self._memory, self._lock)
         try:
             history = await memory.aget() if chat_history is None else chat_history
-            passed = await turn.abegin(history)
-            given = None if chat_history is None else passed
+            given = await turn.abegin(history)
             inner = self._inner(memory, turn)
-            response = await inner.achat(turn.message, chat_history=given, **options)
+            response = await inner.achat(
+                turn.message, chat_history=given if chat_history else chat_history, **options
+            )
             answer = Answer(came="".join([text async for text in atexts_of(response)]))
             settled = await turn.asettle(memory.written, answer)
         except GuardViolation as violation:
@@ -147,11 +148,11 @@ class GuardedChatEngine(BaseChatEngine):
         turn = self._turn(message)
         memory = StagedMemory.of(self._memory, self._lock)
         try:
-            history = memory.get() if chat_history is None else chat_history
-            passed = turn.begin(history)
-            given = None if chat_history is None else passed
+            given = turn.begin(memory.get() if chat_history is None else chat_history)
             inner = self._inner(memory, turn)
-            response = inner.stream_chat(turn.message, chat_history=given, **options)
+            response = inner.stream_chat(
+                turn.message, chat_history=given if chat_history else chat_history, **options
+            )
         except GuardViolation as violation:
             return GuardedChatStream(chat_stream=one_chunk(turn.instead(violation)))
         return ChatReply(self._gate, turn, memory, response).stream()
@@ -165,10 +166,11 @@ class GuardedChatEngine(BaseChatEngine):
         memory = await StagedMemory.aof(self._memory, self._lock)
         try:
             history = await memory.aget() if chat_history is None else chat_history
-            passed = await turn.abegin(history)
-            given = None if chat_history is None else passed
+            given = await turn.abegin(history)
             inner = self._inner(memory, turn)
-            response = await inner.astream_chat(turn.message, chat_history=given, **options)
+            response = await inner.astream_chat(
+                turn.message, chat_history=given if chat_history else chat_history, **options
+            )
         except GuardViolation as violation:
             return GuardedChatStream(achat_stream=aone_chunk(turn.instead(violation)))
         return ChatReply(self._gate, turn, memory, response).astream()

@@ -23,6 +23,9 @@ from llama_index_guardrails_qwen.messages import said
 _HOOK = "_invoke_excepthook"
 """What a thread of CPython calls with what ended it; there is no public name."""
 
+_THREAD = "write_response_to_history_thread"
+"""The engine's thread; LlamaIndex 0.14.0 keeps none."""
+
 _END: Any = object()
 """Nothing more is written."""
 
@@ -104,11 +107,12 @@ def texts_of(response: object) -> Generator[str, None, None]:
     if not isinstance(response, StreamingAgentChatResponse):
         yield _whole(response)
         return
-    thread = response.write_response_to_history_thread
+    thread: Thread | None = getattr(response, _THREAD, None)
     if thread is None:
-        yield from response.response_gen
+        yield from _polled(response)
         return
-    stopped, end = _stoppable(response, thread)
+    stopped = _stoppable(response)
+    end = _told(response, thread)
     queue = _queue(response)
     try:
         while (text := queue.get()) is not _END:
@@ -153,12 +157,20 @@ def _whole(response: object) -> str:
     raise TypeError(f"a chat engine answered with {type(response).__name__}, not a chat response")
 
 
-def _stoppable(response: StreamingAgentChatResponse, thread: Thread) -> tuple[Event, Thread]:
-    """An event that ends the engine's thread, and a thread that says its end in its queue.
+def _polled(response: StreamingAgentChatResponse) -> Generator[str, None, None]:
+    """What is written on a thread that nobody knows, or on none."""
+    stopped = _stoppable(response)
+    try:
+        yield from response.response_gen
+    finally:
+        stopped.set()
 
-    Nobody is to read on the console, or in an error tracker, that a reader left, or what a language
-    model failed of: the reader is told. So the thread ends by `SystemExit`, which `threading`
-    ignores, and hooks are not told, as far as the interpreter has that seam.
+
+def _stoppable(response: StreamingAgentChatResponse) -> Event:
+    """An event that ends the engine's thread.
+
+    It ends by `SystemExit`, which `threading` ignores: nobody is to read on the console that a
+    reader left, or what a language model failed of, which the reader is told.
     """
     stopped, queue = Event(), _queue(response)
     put = queue.put_nowait
@@ -168,15 +180,25 @@ def _stoppable(response: StreamingAgentChatResponse, thread: Thread) -> tuple[Ev
             raise SystemExit
         put(item)
 
+    queue.put_nowait = put_nowait
+    return stopped
+
+
+def _told(response: StreamingAgentChatResponse, thread: Thread) -> Thread:
+    """A thread that says the end of the engine's thread in its queue.
+
+    Hooks are not told how it ended, as far as the interpreter has that seam.
+    """
+    put = _queue(response).put
+
     def tell() -> None:
         thread.join()
         put(_END)
 
-    queue.put_nowait = put_nowait
     setattr(thread, _HOOK, lambda *_: None)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     end = Thread(target=tell, name="guardrails-chat", daemon=True)
     end.start()
-    return stopped, end
+    return end
 
 
 def _require_complete(response: StreamingAgentChatResponse) -> None:

@@ -16,10 +16,6 @@ from llama_index.core.chat_engine import (
     ContextChatEngine,
     SimpleChatEngine,
 )
-from llama_index.core.chat_engine.multi_modal_condense_plus_context import (
-    MultiModalCondensePlusContextChatEngine,
-)
-from llama_index.core.chat_engine.multi_modal_context import MultiModalContextChatEngine
 from llama_index.core.chat_engine.types import BaseChatEngine
 from llama_index.core.llms.llm import LLM
 from llama_index.core.memory import ChatMemoryBuffer, Memory
@@ -101,10 +97,19 @@ def engine_of(mode: str, index: Any, llm: LLM, memory: Any) -> BaseChatEngine:
             retriever, llm=llm, memory=memory, skip_condense=True
         )
     if mode == "multi_modal_condense":
-        return MultiModalCondensePlusContextChatEngine.from_defaults(
+        return multi_modal("condense_plus_context", "MultiModalCondensePlusContext").from_defaults(
             retriever, multi_modal_llm=llm, memory=memory, skip_condense=True, system_prompt="Hi."
         )
-    return MultiModalContextChatEngine.from_defaults(retriever, memory=memory, multi_modal_llm=llm)
+    return multi_modal("context", "MultiModalContext").from_defaults(
+        retriever, memory=memory, multi_modal_llm=llm
+    )
+
+
+def multi_modal(module: str, name: str) -> Any:
+    """A chat engine for pictures, where LlamaIndex has it."""
+    reason = "needs a llama-index-core with multi-modal chat engines"
+    found = pytest.importorskip(f"llama_index.core.chat_engine.multi_modal_{module}", reason=reason)
+    return getattr(found, f"{name}ChatEngine")
 
 
 class Watched(ChatMemoryBuffer):
@@ -125,6 +130,11 @@ class Watched(ChatMemoryBuffer):
     def set(self, messages: list[ChatMessage]) -> None:
         self.ever.extend(message.content or "" for message in messages)
         super().set(messages)
+
+
+def memory_on(store: Any) -> Memory:
+    """LlamaIndex's default memory; its first versions take no store but their own."""
+    return Memory(token_limit=3000).model_copy(update={"sql_store": store})
 
 
 @pytest.fixture
@@ -365,7 +375,7 @@ async def test_a_blocked_system_message_blocks_the_turn(
 async def test_the_default_memory_is_kept_clean(
     mode: str, say: Say, index: VectorStoreIndex, guard: Guard
 ) -> None:
-    memory = Memory(token_limit=3000, sql_store=Rows())
+    memory = memory_on(Rows())
     llm = WritingLLM(replies=[BAD_REPLY])
     engine = guard_chat_engine(engine_of(mode, index, llm, memory), guard)
     for message in (ASK, BAD):
@@ -379,10 +389,7 @@ async def test_the_default_memory_is_kept_clean(
 
 async def test_a_memory_in_a_database_is_kept_clean(index: VectorStoreIndex, guard: Guard) -> None:
     database = create_async_engine("sqlite+aiosqlite:///:memory:", poolclass=StaticPool)
-    memory = Memory(
-        token_limit=3000,
-        sql_store=SQLAlchemyChatStore(table_name="chats", async_engine=database),
-    )
+    memory = memory_on(SQLAlchemyChatStore(table_name="chats", async_engine=database))
     llm = WritingLLM(replies=[REPLY, BAD_REPLY, BAD_REPLY, REPLY])
     engine = guard_chat_engine(engine_of("simple", index, llm, memory), guard)
     await engine.achat(ASK)

@@ -76,13 +76,18 @@ def vectors() -> VectorMemory:
     return VectorMemory(vector_index=index, retriever_kwargs={"similarity_top_k": 1})
 
 
+def on_rows(memory: Memory) -> Memory:
+    """A memory on a store in this process; its first versions take no store but their own."""
+    return memory.model_copy(update={"sql_store": Rows()})
+
+
 def buffer() -> ChatMemoryBuffer:
     return ChatMemoryBuffer(token_limit=3000)
 
 
 KINDS: dict[str, Callable[[], BaseMemory]] = {
     "buffer": buffer,
-    "memory": lambda: Memory(token_limit=3000, sql_store=Rows()),
+    "memory": lambda: on_rows(Memory(token_limit=3000)),
     "summary": lambda: ChatSummaryMemoryBuffer(token_limit=3000),
     "composed": lambda: SimpleComposableMemory(
         primary_memory=buffer(), secondary_memory_sources=[vectors()]
@@ -219,8 +224,8 @@ async def test_blocks_are_asked_about_a_turn_and_given_nothing_of_it(
         tokenizer_fn=str.split,
         memory_blocks=[block],
         insert_method=method,
-        sql_store=Rows(),
     )
+    memory = on_rows(memory)
     await memory.aput_messages([user("one two"), reply("three")])
     staged = await doors.stage(memory)
     await doors.call(staged, "put_messages", [user(f"four five six {n}") for n in range(3)])
