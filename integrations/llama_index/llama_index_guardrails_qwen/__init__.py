@@ -4,7 +4,8 @@
   models do; in agents it is the place to guard, together with `guarded_tools`.
 - `GuardedQueryEngine` and `GuardedChatEngine` judge what goes into an engine and what comes out;
   `guard_query_engine` and `guard_chat_engine` make them in one line.
-- `GuardPostprocessor` judges what was retrieved, `GuardTransform` what is ingested.
+- `GuardPostprocessor` judges what was retrieved, `GuardTransform` what is ingested; `guard_note`
+  reads what they leave in a node.
 - `SafetyEvaluator` evaluates answers.
 - `GuardCheckStartEvent`, `GuardCheckEndEvent` and `GuardViolationEvent` are what LlamaIndex's
   instrumentation is told, without any text.
@@ -27,6 +28,7 @@ from llama_index_guardrails_qwen.postprocessor import GuardPostprocessor
 from llama_index_guardrails_qwen.query_engine import GuardedQueryEngine, guard_query_engine
 from llama_index_guardrails_qwen.tools import guarded_tool, guarded_tools
 from llama_index_guardrails_qwen.transform import GuardTransform
+from llama_index_guardrails_qwen.verdict_notes import guard_note
 
 __all__ = [
     "GuardCheckEndEvent",
@@ -40,6 +42,7 @@ __all__ = [
     "SafetyEvaluator",
     "__version__",
     "guard_chat_engine",
+    "guard_note",
     "guard_query_engine",
     "guarded_tool",
     "guarded_tools",
