@@ -20,6 +20,8 @@ Opaque = tuple[type, ...]
 def strings(value: Any, opaque: Opaque = (), seen: dict[int, Any] | None = None) -> Iterator[str]:
     """Every text in a value: in its items and fields, in bytes, and as it would be printed."""
     seen = dict[int, Any]() if seen is None else seen
+    if isinstance(value, (int, float)) or value is None:
+        return
     if isinstance(value, str):
         yield value
     elif isinstance(value, (bytes, bytearray)):

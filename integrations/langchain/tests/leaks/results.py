@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from integrations.langchain.tests.leaks.doors import DOORS
 from integrations.langchain.tests.leaks.observing import observed
 from integrations.langchain.tests.leaks.subjects import Subject
 from integrations.langchain.tests.leaks.threats import SCENARIOS, Scenario, Threat
+from tests.leak_tables import Cell
 
 SURFACES = {
     "result": "the result: `invoke`, `ainvoke`",
@@ -70,21 +70,6 @@ STAYS = {"state": {0}, **BEFORE}
 """Where it is too if the run ends with an error, because an error leaves the state as it was."""
 
 Places = dict[str, set[int]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """In how many scenarios a word was observed on one surface."""
-
-    scenarios: int
-    leaks: int = 0
-    before: int = 0
-    """Where it was there before anything could be judged, and later nowhere."""
-
-    def __str__(self) -> str:
-        if self.leaks:
-            return f"**leaks** {self.leaks}/{self.scenarios}"
-        return "first" if self.before else "clean"
 
 
 _seen: dict[tuple[Subject, Scenario], Places] = {}
