@@ -41,12 +41,13 @@ class Reply:
         """One more chunk; the text of it that has to be moderated.
 
         Args:
-            chunk: The chunk. Its text is its delta, or what its message has grown by.
+            chunk: The chunk. Its text is its delta; where it has none, what its message has grown
+                by. What else a message says is seen at the end.
             waits: Whether nothing of the reply may leave before its end.
         """
         self._last, self._waits = chunk, waits
         self._raw |= told_of(chunk.raw) or {}
-        new = chunk.delta or self._grown(chunk.message)
+        new = self._grown(chunk.message) if chunk.delta is None else chunk.delta
         self._came += new
         return "" if waits else new
 
@@ -92,8 +93,8 @@ class Reply:
         if (message := self.whole) is None:
             return
         if decision.allowed:
-            delta = words(message) if self._waits else ""
-            yield self._chunk(self._assembled(message), delta, decision)
+            passed = self._assembled(message)
+            yield self._chunk(passed, self._unsaid(words(passed)), decision)
         elif decision.action is Action.BLOCK:
             raise GuardViolation(decision)
         elif decision.action is not Action.REDACT:
@@ -132,6 +133,10 @@ class Reply:
         if message.content or not self._came:
             return message
         return _with_text(message, _joined(self._came))
+
+    def _unsaid(self, text: str) -> str:
+        """What a reader of deltas does not have yet of a text."""
+        return text[len(self._told) :] if text.startswith(self._told) else ""
 
     def _assembled(self, message: ChatMessage) -> ChatMessage:
         """The message without what was taken out of its text."""
