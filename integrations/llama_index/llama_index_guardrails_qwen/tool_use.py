@@ -62,10 +62,8 @@ class ToolUse:
         self, blocks: Sequence[Any], raw_input: dict[str, Any], *, is_error: bool
     ) -> ToolOutput:
         """An output that says nothing but what is given."""
-        # some providers take no result without any content
-        given = list(blocks) or [TextBlock(text="")]
         output = ToolOutput(
-            tool_name=self.name, blocks=given, raw_input=raw_input, is_error=is_error
+            tool_name=self.name, blocks=list(blocks), raw_input=raw_input, is_error=is_error
         )
         output.raw_output = output.content
         return output

@@ -64,9 +64,9 @@ def guarded_tool(
             `GuardedLLM` raises the violation, so that the agent's run ends with it. Agents catch
             what tools raise; with other models the run goes on. "reply": the error is the policy's
             replacement, and the run goes on.
-        check_arguments: A `GuardedLLM` has judged the calls of its replies; where all come from one,
-            False saves a check each. Not with agents that read calls out of a text, as `ReActAgent`
-            does: there the text was judged, and not what was read.
+        check_arguments: A `GuardedLLM` has judged the calls in its replies; where all come from
+            one, False saves a check each. Not with agents that read calls out of a text, as
+            `ReActAgent` does: there the text was judged, and not what was read.
         check_result: False is for tools that only give what was judged inside. Handlers are told of
             what such a tool does; of any other they hear its arguments and its judged result.
 
