@@ -35,8 +35,8 @@ from llama_index_guardrails_qwen import (
     GuardCheckStartEvent,
     GuardPostprocessor,
     GuardTransform,
+    guard_note,
 )
-from llama_index_guardrails_qwen.verdict_notes import guard_note
 
 PAGES = {
     "timetable": "The ferry to the islands leaves at noon. A ticket costs eight euros.",

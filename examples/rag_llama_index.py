@@ -22,8 +22,7 @@ from llama_index_stand_ins import StandIn, WordCounts
 from guardrails_qwen import Guard, GuardViolation, Policy
 from guardrails_qwen.longtext import Windows
 from guardrails_qwen.streaming import HoldBack, Streaming
-from llama_index_guardrails_qwen import GuardPostprocessor, guard_query_engine
-from llama_index_guardrails_qwen.verdict_notes import guard_note
+from llama_index_guardrails_qwen import GuardPostprocessor, guard_note, guard_query_engine
 
 POLICY = """
 name: rag
