@@ -15,10 +15,11 @@ def pins(file: Path) -> dict[str, str]:
     return dict(re.findall(PIN, file.read_text(encoding="utf-8"), re.MULTILINE))
 
 
-def test_what_is_allowed_is_tested() -> None:
+@pytest.mark.parametrize("distribution", ["llama-index-core", "llama-index-instrumentation"])
+def test_what_is_allowed_is_tested(distribution: str) -> None:
     allowed = (ADAPTER / "pyproject.toml").read_text(encoding="utf-8")
-    [floor] = re.findall(r'"llama-index-core>=([\d.]+),', allowed)
-    assert pins(ADAPTER / "frameworks" / "lowest.txt")["llama-index-core"] == floor
+    [floor] = re.findall(rf'"{distribution}>=([\d.]+),', allowed)
+    assert pins(ADAPTER / "frameworks" / "lowest.txt")[distribution] == floor
 
 
 @pytest.mark.parametrize("name", ["lowest", "newest"])
