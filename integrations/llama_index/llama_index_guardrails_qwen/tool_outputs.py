@@ -19,32 +19,20 @@ from llama_index_guardrails_qwen.nodes_text import Reading
 _DEEPEST = 32
 
 
-def beside_content(output: ToolOutput, error: Exception | None, known: object) -> str:
+def beside_content(output: ToolOutput, known: object) -> str:
     """What programs get of an output and the model does not, in as far as it says more.
 
     Args:
         output: What a tool gives.
-        error: The error that it gives, if any.
         known: What need not be said again: the call, and what the application gave the tool.
 
     Raises:
         ConversationError: Something in it cannot be judged; see `texts_of`.
     """
-    beside = [output.raw_output, error, output.raw_input, output.tool_name]
+    beside = [output.raw_output, output.exception, output.raw_input, output.tool_name]
     old = set(texts_of(known))
     said = [text for text in texts_of(beside) if text not in old and text not in output.content]
     return "\n".join(dict.fromkeys(said))
-
-
-def error_of(output: ToolOutput) -> Exception | None:
-    """The error that an output tells of; of older versions of LlamaIndex it tells of none."""
-    return getattr(output, "exception", None)
-
-
-def note_error(output: ToolOutput, error: Exception) -> None:
-    """Have an output tell of an error, where it can."""
-    if hasattr(ToolOutput, "exception"):
-        output._exception = error  # pyright: ignore[reportPrivateUsage]
 
 
 def read_through(output: ToolOutput) -> ToolOutput:

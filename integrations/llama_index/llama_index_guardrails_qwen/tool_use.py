@@ -25,12 +25,7 @@ from guardrails_qwen.fields import written
 from llama_index_guardrails_qwen.gate import Asked, Gate, Unjudgeable
 from llama_index_guardrails_qwen.incidents import report
 from llama_index_guardrails_qwen.messages import asked_about, decided_message
-from llama_index_guardrails_qwen.tool_outputs import (
-    beside_content,
-    error_of,
-    note_error,
-    read_through,
-)
+from llama_index_guardrails_qwen.tool_outputs import beside_content, read_through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -86,7 +81,7 @@ class ToolUse:
             text = report(decision)
         output = self.output([TextBlock(text=text)], raw_input, is_error=True)
         if decision.action is Action.BLOCK:
-            note_error(output, GuardViolation(decision))
+            output._exception = GuardViolation(decision)  # pyright: ignore[reportPrivateUsage]
         return output
 
 
@@ -119,13 +114,13 @@ class Given:
         except ConversationError:
             text = type(error).__name__
         output = use.output([TextBlock(text=text)], use.raw_input, is_error=True)
-        note_error(output, error)
+        output._exception = error  # pyright: ignore[reportPrivateUsage]
         return cls(use=use, output=output, error=error)
 
     @property
     def violation(self) -> Decision | None:
         """What was blocked inside of the tool, if that is what it gives."""
-        error: BaseException | None = self._error
+        error: BaseException | None = self.output.exception
         while error and not isinstance(error, GuardViolation):
             error = error.__cause__
         return error.decision if error else None
@@ -165,10 +160,6 @@ class Given:
         return self.use.output(blocks, self.use.raw_input, is_error=self.output.is_error)
 
     @property
-    def _error(self) -> Exception | None:
-        return self.error or error_of(self.output)
-
-    @property
     def _message(self) -> ChatMessage:
         return ChatMessage(role=MessageRole.TOOL, blocks=self.output.blocks)
 
@@ -176,6 +167,6 @@ class Given:
         """What is said beside the content; None: that cannot be judged."""
         try:
             known = [self.use.name, self.use.args, self.use.kwargs, self.use.own]
-            return beside_content(self.output, self._error, known)
+            return beside_content(self.output, known)
         except ConversationError:
             return None
