@@ -33,7 +33,7 @@ try:
     _pauses: tuple[type[Exception], ...] = (results.WaitingForEvent,)
 except (ImportError, AttributeError):
     _pauses = ()
-"""What a tool raises to wait for an event of its workflow; older workflows raise nothing."""
+"""What a tool raises to wait for an event of its workflow; LlamaIndex, too, can do without."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
