@@ -21,7 +21,7 @@ from guardrails_qwen import Decision
 _KEPT = 1_000
 """Incidents that nobody claimed yet; then the oldest are forgotten."""
 
-_NUMBER = re.compile(r"removed by the safety policy, incident ([0-9a-f]{32})(?![0-9a-f])")
+_NUMBER = re.compile(r"withheld by the guard, incident ([0-9a-f]{32})(?![0-9a-f])")
 
 _incidents: OrderedDict[str, Decision] = OrderedDict()
 _lock = Lock()
@@ -34,7 +34,7 @@ def report(decision: Decision) -> str:
         _incidents[number] = decision
         while len(_incidents) > _KEPT:
             _incidents.popitem(last=False)
-    return f"[removed by the safety policy, incident {number}]"
+    return f"[withheld by the guard, incident {number}]"
 
 
 def claimed(text: str) -> Decision | None:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from guardrails_qwen import Action, Decision, Stage
+from guardrails_qwen import Action, Decision, Guard, Stage
 from llama_index_guardrails_qwen.incidents import claimed, report
 
 
@@ -22,7 +22,7 @@ def test_a_notice_gives_its_decision_once() -> None:
 
 def test_a_notice_quotes_nothing() -> None:
     notice = report(blocked("a bomb"))
-    assert re.fullmatch(r"\[removed by the safety policy, incident [0-9a-f]{32}\]", notice)
+    assert re.fullmatch(r"\[withheld by the guard, incident [0-9a-f]{32}\]", notice)
     assert claimed(notice)
 
 
@@ -58,6 +58,16 @@ def test_the_oldest_are_forgotten() -> None:
     later = [report(blocked()) for _ in range(1_000)]
     assert claimed(first) is None
     assert all(claimed(notice) for notice in later)
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny", "tiny-stream"])
+@pytest.mark.parametrize("said", ["{}", "Observation: {}"], ids=["result", "observation"])
+def test_a_notice_offends_no_guard(checkpoint: str, said: str) -> None:
+    """It stays in threads, which guards read again."""
+    guard = Guard.from_pretrained(checkpoint)
+    notices = [said.format(report(blocked())) for _ in range(10)]
+    for stage in (Stage.TOOL_RESULT, Stage.INPUT):
+        assert all(decision.allowed for decision in guard.check_many(notices, stage=stage))
 
 
 def test_one_notice_is_claimed_by_one_thread() -> None:

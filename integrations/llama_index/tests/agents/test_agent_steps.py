@@ -75,7 +75,7 @@ async def test_without_a_guarded_model_a_blocked_result_is_a_notice(
     inner = WritingLLM(replies=[kind.asks("bad"), kind.says("Sorry.")])
     done = await run(kind.make(llm=inner, tools=[guarded_tool(search, guard)]))
     assert done.error is None
-    assert "[removed by the safety policy, incident " in sent(inner)
+    assert "[withheld by the guard, incident " in sent(inner)
     assert "bomb" not in done.everything + sent(inner)
 
 
