@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Iterator
+from io import IOBase
 from itertools import pairwise
 
 from llama_index.core.base.llms.types import (
@@ -64,7 +66,8 @@ def images(message: ChatMessage) -> tuple[str, ...]:
     Raises:
         ConversationError: One of them is neither here nor at a URL.
     """
-    return tuple(_url(image) for block in message.blocks for image in _images_of(block))
+    shown = (image for block in message.blocks for image in _images_of(block))
+    return tuple(url for image in shown for url in _urls(image))
 
 
 def is_words(message: ChatMessage) -> bool:
@@ -134,20 +137,27 @@ def _call_forms(message: ChatMessage) -> Iterable[object]:
         yield legacy
 
 
-def _url(block: ImageBlock) -> str:
+def _urls(block: ImageBlock) -> Iterator[str]:
+    """Where a picture is, and what is in the block: providers send the one or the other."""
     url = str(block.url or "")
-    if url.startswith(("https:", "data:")):
-        return url
-    if not url and (block.image or block.path):
-        return _inlined(block)
-    raise ConversationError(
-        "an image is neither in the message nor at an https: URL: load it first, or take it out"
-    )
+    inside = bool(block.image or block.path)
+    if not (url.startswith(("https:", "data:")) or (inside and not url)):
+        raise ConversationError(
+            "an image is neither in the message nor at an https: URL: load it first, or take it out"
+        )
+    if url:
+        yield url
+    if inside:
+        yield _inlined(block)
 
 
 def _inlined(block: ImageBlock) -> str:
     try:
-        return block.inline_url()
+        data = block.resolve_image(as_base64=True).read()
+        if isinstance(block.image, IOBase):  # which is given as it is
+            block.image.seek(0)
+            data = base64.b64encode(data)
+        return f"data:{block.image_mimetype};base64,{data.decode()}"
     except Exception as error:  # noqa: BLE001 - whatever it is, it may quote where the image lies
         cause = type(error).__name__
     raise ConversationError(f"an image cannot be read ({cause}): load it first, or take it out")
