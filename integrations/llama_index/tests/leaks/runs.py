@@ -24,7 +24,7 @@ from guardrails_qwen import GuardError
 from integrations.llama_index.tests.doubles import NGramEmbedding, WritingLLM
 from integrations.llama_index.tests.leaks.probe import CallbackEars, Sink, listening
 from integrations.llama_index.tests.leaks.subjects import Subject
-from integrations.llama_index.tests.leaks.threats import AGENTS, Place, Recipe, Scenario
+from integrations.llama_index.tests.leaks.threats import AGENT_PLACES, Place, Recipe, Scenario
 from integrations.llama_index.tests.leaks.tools import tools
 
 NEXT = "And again?"
@@ -48,7 +48,7 @@ DOORS = [*ASYNC_DOORS, *(Door(asynchronous=False, streams=door.streams) for door
 
 def doors(scenario: Scenario) -> list[Door]:
     """The ways to run a scenario."""
-    return ASYNC_DOORS if scenario.place in AGENTS else DOORS
+    return ASYNC_DOORS if scenario.place in AGENT_PLACES else DOORS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,13 +65,15 @@ class Run:
 
     def __post_init__(self) -> None:
         ears = CallbackManager([CallbackEars(self.sink)])
-        self.written = WritingLLM(replies=[*self.scenario.replies], callback_manager=ears)
+        self.written = WritingLLM(
+            replies=[*self.scenario.replies], chats=self.scenario.chats, callback_manager=ears
+        )
         self.model = self.subject.model(self.written)
         self.memory = ChatMemoryBuffer.from_defaults(token_limit=100_000)  # pyright: ignore[reportUnknownMemberType]
 
     async def observed(self) -> Sink:
         """The scenario, what is left behind, and a harmless turn behind it."""
-        index = None if self.scenario.place in AGENTS else self._index()
+        index = None if self.scenario.place in AGENT_PLACES else self._index()
         with listening(self.sink):
             say = self._chat(index) if index else self._agent()
             await self._turn(say, self.scenario.question, [*self.scenario.history])
@@ -102,7 +104,6 @@ class Run:
         context = Context(agent)
 
         async def say(question: str, history: list[ChatMessage]) -> None:
-            nonlocal context
             told: Any = {"chat_history": history} if history else {}
             try:
                 handler = agent.run(user_msg=question, ctx=context, memory=self.memory, **told)
@@ -113,7 +114,6 @@ class Run:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     self.sink.hear("context", context.to_dict())
-                context = Context(agent)
 
         return say
 

@@ -20,8 +20,7 @@ from integrations.llama_index.tests.leaks.subjects import (
     UNGUARDED,
     Subject,
 )
-from integrations.llama_index.tests.leaks.threats import AGENTS as AGENT_PLACES
-from integrations.llama_index.tests.leaks.threats import SCENARIOS, Scenario, Threat
+from integrations.llama_index.tests.leaks.threats import AGENT_PLACES, SCENARIOS, Scenario, Threat
 from tests import leak_tables
 
 

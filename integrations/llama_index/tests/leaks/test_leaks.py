@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pytest
 
 from integrations.llama_index.tests.leaks.results import HANDLERS, places
+from integrations.llama_index.tests.leaks.runs import Run, doors
 from integrations.llama_index.tests.leaks.subjects import (
     AGENTS,
     BESIDE,
@@ -18,10 +20,11 @@ from integrations.llama_index.tests.leaks.subjects import (
     UNGUARDED,
     Subject,
 )
-from integrations.llama_index.tests.leaks.threats import AGENTS as AGENT_PLACES
 from integrations.llama_index.tests.leaks.threats import (
+    AGENT_PLACES,
     HARMLESS_SCENARIOS,
     SCENARIOS,
+    Place,
     Scenario,
     Threat,
 )
@@ -31,6 +34,8 @@ RESULTS = [s for s in SCENARIOS if s.threat is Threat.RESULT]
 NODES = [s for s in SCENARIOS if s.threat is Threat.CHUNK]
 OF_ENGINES = [s for s in SCENARIOS if s.place not in AGENT_PLACES and s.threat is not Threat.CHUNK]
 ASKED = [s for s in OF_ENGINES if s.threat is Threat.INPUT]
+[LOOKED_UP] = [s for s in RESULTS if s.name == "nodes behind an answer"]
+[CONDENSED] = [s for s in OF_ENGINES if s.name == "condensed question"]
 
 NOTHING = frozenset[str]()
 COMES_IN = {"events: query", "spans: start"}
@@ -57,8 +62,10 @@ def _each(
     [
         *_each(MODELS, SAID, NOTHING),
         *_each([BESIDE], SAID, NOTHING),
-        *_each(AGENTS, RESULTS, NOTHING),
-        *_each(ENGINES, OF_ENGINES, HANDLERS),
+        *_each(AGENTS, [s for s in RESULTS if s is not LOOKED_UP], NOTHING),
+        *_each(AGENTS, [LOOKED_UP], {"logs"}),  # of the retriever that the tool uses
+        *_each(ENGINES, [s for s in OF_ENGINES if s is not CONDENSED], HANDLERS),
+        *_each(ENGINES, [CONDENSED], HANDLERS | {"model", "sources"}),
         *_each(BOTH, [s for s in OF_ENGINES if s not in ASKED], NOTHING),
         *_each(BOTH, ASKED, COMES_IN),
         *_each(POSTPROCESSORS, NODES, FOUND),
@@ -87,6 +94,17 @@ async def test_what_nobody_guards_is_seen(scenario: Scenario) -> None:
 @pytest.mark.parametrize("scenario", NODES, ids=str)
 async def test_the_leaks_of_a_peer_are_seen(scenario: Scenario) -> None:
     assert "sources" in await places(PII, scenario)
+
+
+@pytest.mark.parametrize("place", [Place.FUNCTION, Place.CHAT], ids=lambda place: place.value)
+async def test_what_a_model_raises_passes_as_it_is(place: Place) -> None:
+    quoting = RuntimeError(f"no answer to {Threat.OUTPUT.value}")
+    raising: dict[str, Any] = {"threat": Threat.OUTPUT, "replies": [[quoting]], "mode": "simple"}
+    scenario = Scenario(name="error", place=place, **raising)
+    for door in doors(scenario):
+        with pytest.raises(RuntimeError) as caught:
+            await Run(subject=MODELS[0], scenario=scenario, door=door).observed()
+        assert caught.value is quoting
 
 
 @pytest.mark.parametrize("scenario", HARMLESS_SCENARIOS, ids=str)

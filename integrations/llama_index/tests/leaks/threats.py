@@ -44,7 +44,7 @@ class Place(Enum):
     CHAT = "chat engine"
 
 
-AGENTS = frozenset({Place.FUNCTION, Place.REACT, Place.WORKFLOW})
+AGENT_PLACES = frozenset({Place.FUNCTION, Place.REACT, Place.WORKFLOW})
 
 
 class Recipe(BaseModel):
@@ -70,6 +70,7 @@ class Scenario:
         history: What was said before, as the caller brings it along.
         mode: Of a query engine how it makes its answer, of a chat engine what it does first.
         structured: Whether a `Recipe` is wanted.
+        chats: Whether the model is a chat model, and not one that completes prompts.
         node: What is retrieved, beside something harmless.
         harmless: A word that may be observed, for scenarios in which nothing is unsafe.
     """
@@ -82,6 +83,7 @@ class Scenario:
     history: Sequence[ChatMessage] = ()
     mode: str = ""
     structured: bool = False
+    chats: bool = True
     node: TextNode = field(default_factory=lambda: TextNode(text="A word is some letters."))
     harmless: str | None = None
 
@@ -143,6 +145,10 @@ _EARLIER = [
     ChatMessage(role=MessageRole.USER, content=_INPUT),
     ChatMessage(role=MessageRole.ASSISTANT, content="Nowhere."),
 ]
+_BEFORE = [
+    ChatMessage(role=MessageRole.USER, content="What is tea?"),
+    ChatMessage(role=MessageRole.ASSISTANT, content="A word."),
+]
 _TEA = call("shout", text="tea")
 _HANDOFF = call("handoff", to_agent="second", reason="It knows more.")
 
@@ -190,6 +196,7 @@ SCENARIOS = [
     _result("text", _F, [call("fetch", text="tea")], HARMLESS),
     _result("parallel", _F, [_TEA, call("fetch", "call-2", text="tea")], HARMLESS),
     _result("beside the text", _F, [call("keep", text="tea")], HARMLESS),
+    _result("nodes behind an answer", _F, [call("look_up", input="tea")], HARMLESS),
     _result("error", _F, [call("fail", text="tea")], HARMLESS),
     _result("returned directly", _F, [call("fetch_directly", text="tea")], HARMLESS),
     _result("observation", _R, _acting("fetch", "tea"), _answer(HARMLESS)),
@@ -201,11 +208,13 @@ SCENARIOS = [
     _output("compact", _Q, _OUTPUT, mode="compact"),
     _output("tree_summarize", _Q, _OUTPUT, mode="tree_summarize"),
     _output("structured", _Q, [call("Recipe", title=_OUTPUT)], mode="compact", structured=True),
+    _output("completed", _Q, _OUTPUT, mode="compact", chats=False),
     _input("compact", _Q, mode="compact"),
     _output("simple", _C, _OUTPUT, mode="simple"),
     _output("context", _C, _OUTPUT, mode="context"),
     _output("condense_question", _C, _OUTPUT, mode="condense_question"),
     _output("condense_plus_context", _C, _OUTPUT, mode="condense_plus_context"),
+    _output("condensed question", _C, _OUTPUT, HARMLESS, mode="condense_question", history=_BEFORE),
     _input("simple", _C, mode="simple"),
     _input("context", _C, mode="context"),
     _input("condense_question", _C, mode="condense_question"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from llama_index.core.tools import BaseTool, FunctionTool, ToolOutput
+from llama_index.core import VectorStoreIndex
+from llama_index.core.schema import TextNode
+from llama_index.core.tools import BaseTool, FunctionTool, QueryEngineTool, ToolOutput
 
+from integrations.llama_index.tests.doubles import NGramEmbedding, WritingLLM
 from integrations.llama_index.tests.leaks.probe import Sink
 from integrations.llama_index.tests.leaks.threats import Threat
 
 FOUND = f"It says: get a {Threat.RESULT.value} tonight."
+_INDEX = VectorStoreIndex([TextNode(text=FOUND)], embed_model=NGramEmbedding())
 
 
 def tools(sink: Sink) -> list[BaseTool]:
@@ -42,4 +46,11 @@ def tools(sink: Sink) -> list[BaseTool]:
 
     functions = [shout, fetch, keep, fail]
     direct = FunctionTool.from_defaults(fetch_directly, return_direct=True)
-    return [*map(FunctionTool.from_defaults, functions), direct]
+    return [*map(FunctionTool.from_defaults, functions), direct, _look_up()]
+
+
+def _look_up() -> BaseTool:
+    """A query engine whose answer is harmless; what it found is beside it."""
+    llm = WritingLLM(replies=["A word."])
+    engine = _INDEX.as_query_engine(llm=llm)  # pyright: ignore[reportUnknownMemberType]
+    return QueryEngineTool.from_defaults(engine, "look_up", "Answer from documents.")
