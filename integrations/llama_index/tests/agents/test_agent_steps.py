@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.agent.workflow import (
     AgentStream,
     AgentStreamStructuredOutput,
@@ -19,7 +20,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ThinkingBlock,
 )
-from llama_index.core.tools import FunctionTool
+from llama_index.core.tools import FunctionTool, QueryEngineTool
 from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent
 from pydantic import BaseModel
 
@@ -36,8 +37,16 @@ from integrations.llama_index.tests.agents.building import (
     search,
     sent,
 )
-from integrations.llama_index.tests.doubles import REPLACED, WritingLLM, call
+from integrations.llama_index.tests.doubles import (
+    REPLACED,
+    NGramEmbedding,
+    WritingLLM,
+    call,
+    heard,
+)
+from llama_index_guardrails_qwen.events import GuardViolationEvent
 from llama_index_guardrails_qwen.llm import GuardedLLM
+from llama_index_guardrails_qwen.query_engine import guard_query_engine
 from llama_index_guardrails_qwen.tools import guarded_tool, guarded_tools
 
 pytestmark = of_the_framework
@@ -265,6 +274,27 @@ async def test_an_agent_as_the_tool_of_another(guard: Guard, options: dict[str, 
     assert done.error.decision.stage is Stage.TOOL_RESULT
     assert len(inner.seen) == 1
     assert "bomb" not in done.everything
+
+
+async def test_a_violation_of_a_guarded_engine_in_a_tool_ends_the_run(
+    guard: Guard, options: dict[str, Any]
+) -> None:
+    index: Any = VectorStoreIndex.from_documents(
+        [Document(text="All about pancakes.")], embed_model=NGramEmbedding()
+    )
+    writer = WritingLLM(replies=["You take a bomb and more."])
+    engine = guard_query_engine(index.as_query_engine(llm=writer), guard)
+    tool = QueryEngineTool.from_defaults(engine, name="search", description="Search.")
+    agent, inner = guarded(
+        FUNCTION, guard, [[call("search", input="pancakes")], "never"], tool=tool, **options
+    )
+    with heard() as (events, _):
+        done = await run(agent)
+    assert isinstance(done.error, GuardViolation)
+    assert done.error.decision.stage is Stage.OUTPUT
+    assert len(inner.seen) == 1
+    assert "bomb" not in done.everything + sent(inner)
+    assert [event.component for event in events.of(GuardViolationEvent)] == ["query_engine"]
 
 
 async def test_a_dumped_context_goes_on(guard: Guard, options: dict[str, Any]) -> None:
