@@ -176,7 +176,7 @@ def test_agent_llama_index() -> None:
     weather, recipe, mail, advice, bomb = ends.split("Q:  ")[1:]
     assert '    call: weather({"city": "Paris"})\n    tool: It is sunny in Paris.\n' in weather
     assert weather.endswith("A:  I was told: It is sunny in Paris.\n\n")
-    assert "    tool: [removed by the safety policy, incident " in recipe
+    assert "    tool: [withheld by the guard, incident " in recipe
     assert "\n--  tool_result blocked: Unsafe (Jailbreak)" in recipe
     assert "\n--  tool_call blocked: Unsafe (Violent)" in mail
     assert "    stream: Talk to him over a cup of tea.\n--  output blocked: Unsafe " in advice
