@@ -32,6 +32,11 @@ _MEDIA = frozenset(
 """Fields that hold what a text model cannot judge."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9+/=_.:@-]*")
+_WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
+_LONGEST = 40
+_MOST = 3
+"""Characters and words of a name; more may be a sentence."""
+
 _MARK = re.compile(r"[0-9A-Fa-f:.+_-]*")
 """A number, a date, a hash or a UUID, which says nothing."""
 
@@ -45,6 +50,16 @@ Pairs = Iterable[tuple[object, object]]
 def is_token(text: str) -> bool:
     """Whether a text is a mark or an id, which says nothing."""
     return _TOKEN.fullmatch(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is no more than the name of a field: a token of a few words, or a number.
+
+    Who chooses names may write sentences as names, without any blank.
+    """
+    if _MARK.fullmatch(text):
+        return True
+    return is_token(text) and len(text) <= _LONGEST and len(_WORD.findall(text)) <= _MOST
 
 
 def texts_in(value: object, *, technical: bool = False) -> Iterator[str]:
@@ -127,7 +142,9 @@ def _field(key: object, item: object, *, technical: bool, depth: int) -> Iterato
             f"a field {key!r} cannot be judged by a text model: take it out and judge it, or its "
             "transcript, by other means"
         )
-    yield from _texts_in(key, technical=True, depth=depth + 1)
+    named = isinstance(key, str) and (key == _SIGNATURES or is_name(key))
+    if not named:
+        yield from _texts_in(key, technical=technical, depth=depth + 1)
     opaque = key in _TECHNICAL and isinstance(item, str)
     inner = opaque or technical or key == _SIGNATURES
     yield from _texts_in(item, technical=inner, depth=depth + 1)
@@ -136,7 +153,7 @@ def _field(key: object, item: object, *, technical: bool, depth: int) -> Iterato
 def _lines(pairs: Pairs, depth: int) -> Iterator[str]:
     for key, value in pairs:
         name, said = written(key), "\n".join(_said(value, depth + 1))
-        if said or not is_token(name):
+        if said or not is_name(name):
             yield f"{name}: {said}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from langchain_core.documents import Document
 
-from guardrails_qwen.fields import Pairs, is_token, lines_of, says, written
+from guardrails_qwen.fields import Pairs, is_name, lines_of, says, written
 
 KEY = "guardrails_qwen"
 """The field of the metadata that holds the verdict. What it held before is never believed."""
@@ -47,7 +47,7 @@ def without_texts(document: Document, fields: Collection[str] | None, instead: s
     for key, value in document.metadata.items():
         if fields is not None and key not in fields:
             metadata[key] = value
-        elif is_token(written(key)):
+        elif is_name(written(key)):
             metadata[key] = instead if says(value) else value
     identity = None if fields is None and says(document.id) else document.id
     return Document(id=identity, page_content=document.page_content, metadata=metadata)

@@ -103,7 +103,7 @@ class GuardedChatEngine(BaseChatEngine):
             response = inner.chat(
                 turn.message, chat_history=given if chat_history else chat_history, **options
             )
-            answer = Answer(came="".join(texts_of(response)))
+            answer = Answer(came="".join(texts_of(response)), response=response)
             settled = turn.settle(memory.written, answer)
         except GuardViolation as violation:
             return AgentChatResponse(response=turn.instead(violation))
@@ -124,7 +124,8 @@ class GuardedChatEngine(BaseChatEngine):
             response = await inner.achat(
                 turn.message, chat_history=given if chat_history else chat_history, **options
             )
-            answer = Answer(came="".join([text async for text in atexts_of(response)]))
+            came = "".join([text async for text in atexts_of(response)])
+            answer = Answer(came=came, response=response)
             settled = await turn.asettle(memory.written, answer)
         except GuardViolation as violation:
             return AgentChatResponse(response=turn.instead(violation))
@@ -254,6 +255,6 @@ def _on_memory(engine: BaseChatEngine, memory: BaseMemory) -> BaseChatEngine:
 
 def _released(response: object, settled: Settled) -> AgentChatResponse:
     """The response, or what was released of its reply: sources may quote what was not."""
-    if settled.decision.allowed and isinstance(response, AgentChatResponse):
+    if settled.shows_sources and isinstance(response, AgentChatResponse):
         return response
     return AgentChatResponse(response=settled.reply)

@@ -126,11 +126,13 @@ class ChatReply:
         """What was answered; None where nothing of it is to be remembered."""
         if decision and decision.action in (Action.BLOCK, Action.DROP):
             return None
-        return Answer(came=self._came, released=self._told, decision=decision)
+        return Answer(
+            came=self._came, released=self._told, decision=decision, response=self._response
+        )
 
 
 def _show_sources(stream: GuardedChatStream, response: object, settled: Settled) -> None:
     """A reply that has passed as it is shows its sources; others may quote what was taken out."""
-    if settled.decision.allowed:
+    if settled.shows_sources:
         stream.sources.extend(getattr(response, "sources", []))
         stream.source_nodes.extend(getattr(response, "source_nodes", []))

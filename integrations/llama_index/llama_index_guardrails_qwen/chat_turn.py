@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
-from guardrails_qwen import Action, Conversation, Decision, GuardViolation, Role
+from guardrails_qwen import (
+    Action,
+    Conversation,
+    Decision,
+    GuardError,
+    GuardViolation,
+    Message,
+    Role,
+)
+from llama_index_guardrails_qwen.chat_sources import beside_reply
 from llama_index_guardrails_qwen.content import is_words
 from llama_index_guardrails_qwen.gate import Asked, Gate
 from llama_index_guardrails_qwen.known import Known, digests_of
@@ -17,6 +26,7 @@ from llama_index_guardrails_qwen.messages import (
     read_message,
     role_of,
     said,
+    unjudgeable,
 )
 from llama_index_guardrails_qwen.turn import Turn
 
@@ -31,6 +41,8 @@ class Answer:
     """… and as it was released, if it was judged while it was written."""
     decision: Decision | None = None
     """What was decided then; None: it is still to be judged."""
+    response: object = field(default=None, repr=False)
+    """… with all that the engine tells beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +54,8 @@ class Settled:
     """About the reply."""
     messages: list[ChatMessage] = field(repr=False)
     """What is remembered."""
+    shows_sources: bool
+    """Whether what is told beside the reply may be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -65,6 +79,7 @@ class ChatTurn:
     def __init__(self, gate: Gate, known: Known, message: str) -> None:
         self._gate = gate
         self._known = known
+        self._given = message
         self._message = said(MessageRole.USER, message)
         self.prompt: Conversation | None = None
         """What the reply is an answer to, with what the engine read last; None before `begin`."""
@@ -107,13 +122,14 @@ class ChatTurn:
             GuardError: Something could not be judged, and the policy says to raise.
         """
         left = self._left(written, answer)
-        return self._settled(written, answer, left, self._gate.judge(self._about(left.messages)))
+        asked = [*self._about(left.messages), *self._beside(answer)]
+        return self._settled(written, answer, left, self._gate.judge(asked))
 
     async def asettle(self, written: Sequence[ChatMessage], answer: Answer) -> Settled:
         """`settle`, without blocking the event loop."""
         left = self._left(written, answer)
-        decisions = await self._gate.ajudge(self._about(left.messages))
-        return self._settled(written, answer, left, decisions)
+        asked = [*self._about(left.messages), *self._beside(answer)]
+        return self._settled(written, answer, left, await self._gate.ajudge(asked))
 
     def instead(self, violation: GuardViolation) -> str:
         """What is answered in place of what was kept from passing; of what was dropped, nothing.
@@ -145,6 +161,16 @@ class ChatTurn:
     def _about(self, messages: Sequence[ChatMessage]) -> list[Asked]:
         return asked_about(messages, self.prompt.messages if self.prompt else ())
 
+    def _beside(self, answer: Answer) -> list[Asked]:
+        """What is asked about what the engine tells beside its answer."""
+        before = self.prompt.messages if self.prompt else ()
+        try:
+            text = beside_reply(answer.response, {self._given, self.message, answer.came})
+            message = Message(role=Role.ASSISTANT, text=text)
+        except GuardError as error:
+            return [unjudgeable(error, Role.ASSISTANT)]
+        return [Conversation((*before, message))] if text else []
+
     def _left(self, written: Sequence[ChatMessage], answer: Answer) -> _Open:
         others = [message for message in written if message != self._message]
         replies = [message for message in others if _says(message, answer.came)]
@@ -162,6 +188,7 @@ class ChatTurn:
         left: _Open,
         decisions: Sequence[Decision],
     ) -> Settled:
+        decisions, beside = decisions[: len(left.messages)], decisions[len(left.messages) :]
         found = {id(message): one for message, one in zip(left.messages, decisions, strict=True)}
         decision = answer.decision or found[id(left.reply)]
         for one in [*decisions, decision]:
@@ -181,7 +208,8 @@ class ChatTurn:
         reply = answer.released
         if answer.decision is None and left.reply:
             reply = answer.came if decision.allowed else _text(left.reply, decision)
-        return Settled(reply=reply, decision=decision, messages=kept)
+        shows = decision.allowed and all(one.allowed for one in beside)
+        return Settled(reply=reply, decision=decision, messages=kept, shows_sources=shows)
 
     def _remember(self, messages: Sequence[ChatMessage]) -> None:
         """These passed, and need not be judged again."""

@@ -8,7 +8,7 @@ from typing import cast
 from llama_index.core.schema import BaseNode, MediaResource, Node, RelatedNodeInfo, TextNode
 
 from guardrails_qwen import Action, Decision
-from guardrails_qwen.fields import is_token, says, written
+from guardrails_qwen.fields import is_name, says, written
 from llama_index_guardrails_qwen.nodes_text import About, Reading
 from llama_index_guardrails_qwen.verdict_notes import Judgement
 
@@ -85,7 +85,7 @@ def _without_texts(node: BaseNode, reading: Reading, instead: str) -> dict[objec
     for key, value in cast("Mapping[object, object]", node.metadata).items():
         if not reading.reads(node, key):
             metadata[key] = value
-        elif is_token(written(key)):
+        elif is_name(written(key)):
             metadata[key] = instead if says(value) else value
     return metadata
 

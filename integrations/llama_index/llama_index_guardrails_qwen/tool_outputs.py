@@ -12,7 +12,7 @@ from llama_index.core.tools import ToolOutput
 from pydantic import BaseModel
 
 from guardrails_qwen import ConversationError
-from guardrails_qwen.fields import is_token, says, written
+from guardrails_qwen.fields import is_name, says, written
 from llama_index_guardrails_qwen.media import media_of
 from llama_index_guardrails_qwen.nodes_text import Reading
 
@@ -52,19 +52,38 @@ def texts_of(value: object) -> Iterator[str]:
         ConversationError: Something in it cannot be judged by a text model, or not without using it
             up, or it is nested too deeply.
     """
-    return _texts_of(value, 0)
+    return _texts_of(value, 0, {})
 
 
-def _texts_of(value: object, depth: int) -> Iterator[str]:
-    if depth > _DEEPEST:
-        raise ConversationError("what a tool gives is nested too deeply to be judged")
+def errors_behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it was raised from, or while handling, each once."""
+    seen, waiting = dict[int, BaseException](), [error]
+    while waiting:
+        error = waiting.pop(0)
+        if error is not None and id(error) not in seen:
+            seen[id(error)] = error
+            yield error
+            waiting += _before(error)
+
+
+def _texts_of(value: object, depth: int, seen: dict[int, object]) -> Iterator[str]:
+    """The texts; each object is read once, however often and from where it is referred to."""
     if isinstance(value, str):
         if says(value):
             yield value
-    elif isinstance(value, Mapping):
+        return
+    if id(value) not in seen:
+        seen[id(value)] = value
+        yield from _texts_in(value, depth, seen)
+
+
+def _texts_in(value: object, depth: int, seen: dict[int, object]) -> Iterator[str]:
+    if depth > _DEEPEST:
+        raise ConversationError("what a tool gives is nested too deeply to be judged")
+    if isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
-            yield from (text for text in _texts_of(key, depth + 1) if not is_token(text))
-            yield from _texts_of(item, depth + 1)
+            yield from (text for text in _texts_of(key, depth + 1, seen) if not is_name(text))
+            yield from _texts_of(item, depth + 1, seen)
     elif isinstance(value, (bytes, bytearray, Iterator, AsyncIterator)):
         raise ConversationError(
             f"what a tool gives is {type(cast('object', value)).__name__}, which cannot be judged "
@@ -72,7 +91,7 @@ def _texts_of(value: object, depth: int) -> Iterator[str]:
         )
     elif (parts := _parts(value)) is not None:
         for part in parts:
-            yield from _texts_of(part, depth + 1)
+            yield from _texts_of(part, depth + 1, seen)
     elif says(value):
         yield written(value)
 
@@ -94,9 +113,13 @@ def _parts(value: object) -> Iterable[object] | None:
 
 def _parts_of_error(error: BaseException) -> list[object]:
     """What handlers print of an error, and of those behind it."""
-    behind = [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
     notes: list[str] = getattr(error, "__notes__", [])
-    return [written(error), list(error.args), notes, *behind]
+    return [written(error), list(error.args), notes, *_before(error)]
+
+
+def _before(error: BaseException) -> list[BaseException | None]:
+    members: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return [error.__cause__, error.__context__, *members]
 
 
 def _parts_of_node(node: BaseNode) -> list[object]:

@@ -25,7 +25,7 @@ from guardrails_qwen.fields import written
 from llama_index_guardrails_qwen.gate import Asked, Gate, Unjudgeable
 from llama_index_guardrails_qwen.incidents import report
 from llama_index_guardrails_qwen.messages import asked_about, decided_message
-from llama_index_guardrails_qwen.tool_outputs import beside_content, read_through
+from llama_index_guardrails_qwen.tool_outputs import beside_content, errors_behind, read_through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -120,10 +120,9 @@ class Given:
     @property
     def violation(self) -> Decision | None:
         """What was blocked inside of the tool, if that is what it gives."""
-        error: BaseException | None = self.output.exception
-        while error and not isinstance(error, GuardViolation):
-            error = error.__cause__
-        return error.decision if error else None
+        behind = errors_behind(self.output.exception)
+        found = (error for error in behind if isinstance(error, GuardViolation))
+        return next((violation.decision for violation in found), None)
 
     @property
     def asked(self) -> list[Asked]:

@@ -299,6 +299,19 @@ async def test_a_reply_is_judged_with_its_prompt(
     assert [message.text for message in last.messages] == ["Hello.", "Hello!", ASK, REPLY]
 
 
+async def test_sources_that_tell_of_another_question_are_withheld_with_it(
+    say: Say, index: VectorStoreIndex, memory: Watched
+) -> None:
+    memory.put(said(MessageRole.USER, "Hello."))
+    memory.put(said(MessageRole.ASSISTANT, "Hello!"))
+    guard = Guard(ScriptedEngine({"bomb": "Safety: Unsafe\nCategories: Violent"}))
+    for condensed, shown in [(BAD, 0), ("How is bread baked?", 1)]:
+        llm = WritingLLM(replies=[condensed, REPLY])
+        engine = guard_chat_engine(engine_of("condense_question", index, llm, memory), guard)
+        response = await say(engine, ASK)
+        assert (str(response.response), len(response.sources)) == (REPLY, shown)
+
+
 async def test_what_was_judged_is_not_judged_again(
     mode: str, say: Say, index: VectorStoreIndex, memory: Watched
 ) -> None:
