@@ -73,8 +73,9 @@ class GuardedLLM(FunctionCallingLLM):
     with it, so that no tool is called by a reply that is blocked. Tools, structured prediction,
     metadata and prompts are those of the inner model.
 
-    Handlers are told of this model as of any other, and not of the inner one; see `unheard`. What a
-    user sends is in their events.
+    Handlers are told of this model as of any other, and not of the inner one, unless that runs in
+    threads which do not take over the context; see `unheard`. What a user sends is in their events.
+    What the inner model raises is raised as it is, and handlers are told: it may quote the reply.
 
     Messages that were let through before are not judged again; see `known`. A message of the past
     that is not let through is left out of what the inner model is sent: so an agent whose memory

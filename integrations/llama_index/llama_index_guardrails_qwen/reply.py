@@ -13,10 +13,10 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
 )
 
-from guardrails_qwen import Action, Decision, GuardError, GuardViolation
+from guardrails_qwen import Action, Decision, GuardError, GuardViolation, Role
 from guardrails_qwen.streaming import Block, Event, Redact, Release
 from llama_index_guardrails_qwen.content import hidden, images, tool_calls, words
-from llama_index_guardrails_qwen.messages import decided_message, said
+from llama_index_guardrails_qwen.messages import decided_message, role_of, said
 from llama_index_guardrails_qwen.metadata import extra_of, noted, told_of
 
 
@@ -45,7 +45,7 @@ class Reply:
                 by. What else a message says is seen at the end.
             waits: Whether nothing of the reply may leave before its end.
         """
-        self._last, self._waits = chunk, waits
+        self._last, self._waits = by_assistant(chunk), waits
         self._raw |= told_of(chunk.raw) or {}
         new = self._grown(chunk.message) if chunk.delta is None else chunk.delta
         self._came += new
@@ -143,6 +143,15 @@ class Reply:
         if self._waits or self._told == _joined(self._came):
             return message
         return _with_text(message, self._told)
+
+
+def by_assistant(response: ChatResponse) -> ChatResponse:
+    """A response whose message is the assistant's, whatever it says: the default is the user."""
+    message = response.message
+    if role_of(message) is Role.ASSISTANT:
+        return response
+    message = message.model_copy(update={"role": MessageRole.ASSISTANT})
+    return response.model_copy(update={"message": message})
 
 
 def _with_text(message: ChatMessage, text: str) -> ChatMessage:

@@ -19,7 +19,7 @@ from guardrails_qwen import (
 )
 from llama_index_guardrails_qwen.gate import Asked, Unjudgeable
 from llama_index_guardrails_qwen.incidents import claimed
-from llama_index_guardrails_qwen.known import Known, digests_of
+from llama_index_guardrails_qwen.known import Known, Prefix, digests_of
 from llama_index_guardrails_qwen.messages import (
     decided_message,
     read_message,
@@ -43,7 +43,9 @@ class _Item:
     asked: Asked | None = None
     """None: nothing is asked about it."""
     digest: bytes | None = None
-    """How it is known; None: what cannot be read is not."""
+    """How it is known behind everything before it; None: what cannot be read is not."""
+    short: bytes = b""
+    """… and behind the message before it."""
     decision: Decision | None = None
     """What was decided about it; None: nothing but that it may pass."""
 
@@ -144,28 +146,29 @@ class Thread:
         return sent
 
     def _walked(self, messages: Sequence[ChatMessage]) -> Iterator[_Item]:
-        read, along = list[Message](), _Along()
+        read, prefix, along = list[Message](), Prefix(self._guard), _Along()
         roles = [role_of(message) for message in messages]
         present = max((place for place, role in enumerate(roles) if role is Role.USER), default=0)
         for place, (message, role) in enumerate(zip(messages, roles, strict=True)):
             past, last = place < present, place == len(messages) - 1
             item = _Item(message=message, role=role, past=past, last=last)
             if place >= self.trusted and not along.goes(role):
-                item = self._looked_up(item, read)
+                item = self._looked_up(item, read, prefix)
                 passed = along.of(item)
                 if passed and not isinstance(item.asked, Unjudgeable):
                     read.append(_as_context(passed, past=past))
+                    prefix.add(read[-1])
             yield item
 
-    def _looked_up(self, item: _Item, read: Sequence[Message]) -> _Item:
+    def _looked_up(self, item: _Item, read: Sequence[Message], prefix: Prefix) -> _Item:
         """The item with what is known of it, or else what is asked about it."""
         try:
             own = read_message(item.message)
         except GuardError as error:
             return replace(item, asked=unjudgeable(error, item.role))
-        digest = digests_of([*read[-1:], own], self._guard)[-1]
-        item = replace(item, digest=digest)
-        if digest in self._known:
+        digest, short = prefix.then(own), digests_of([*read[-1:], own], self._guard)[-1]
+        item = replace(item, digest=digest, short=short)
+        if digest in self._known or (item.past and short in self._known):
             return item
         known = replace(item, decision=self._known.refused(digest))
         if known.decision and not known.stops:
@@ -183,6 +186,7 @@ class Thread:
             return
         if not item.refused:
             self._known.add(item.digest)
+            self._known.add(item.short)
         elif certain:
             self._known.add(item.digest, refused=item.decision)
 

@@ -22,7 +22,7 @@ from guardrails_qwen.streaming import (
     closed_after,
 )
 from llama_index_guardrails_qwen.gate import Asked, Gate
-from llama_index_guardrails_qwen.known import Known, digests_of
+from llama_index_guardrails_qwen.known import Known, Prefix, digests_of
 from llama_index_guardrails_qwen.live import Live
 from llama_index_guardrails_qwen.messages import (
     decided_message,
@@ -30,7 +30,7 @@ from llama_index_guardrails_qwen.messages import (
     unjudgeable,
 )
 from llama_index_guardrails_qwen.metadata import extra_of, noted, told_of
-from llama_index_guardrails_qwen.reply import Reply
+from llama_index_guardrails_qwen.reply import Reply, by_assistant
 from llama_index_guardrails_qwen.thread import Thread, prompt_of
 
 
@@ -83,11 +83,13 @@ class Turn:
             GuardViolation: It is blocked.
             GuardError: It could not be judged, and the policy says to raise.
         """
+        response = by_assistant(response)
         [decision] = self._gate.judge([self._about(response.message)])
         return self._released(response, decision)
 
     async def apassed(self, response: ChatResponse) -> ChatResponse:
         """`passed`, without blocking the event loop."""
+        response = by_assistant(response)
         [decision] = await self._gate.ajudge([self._about(response.message)])
         return self._released(response, decision)
 
@@ -213,9 +215,13 @@ class Turn:
         """The responses; the message of each is known from now on, where it passed as it was."""
         for response in responses:
             if decision and decision.allowed and not decision.degraded:
-                read = read_message(response.message)
-                self._known.add(digests_of([*self._prompt[-1:], read], self._gate.guard)[-1])
+                self._remember(read_message(response.message))
             yield response
+
+    def _remember(self, reply: Message) -> None:
+        guard = self._gate.guard
+        self._known.add(Prefix(guard, self._prompt).then(reply))
+        self._known.add(digests_of([*self._prompt[-1:], reply], guard)[-1])
 
     def _instead(self, violation: GuardViolation) -> str:
         """The text in place of what was kept from passing; of what was dropped, none.

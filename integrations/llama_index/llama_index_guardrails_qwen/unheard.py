@@ -34,7 +34,15 @@ from llama_index_guardrails_qwen.events import GuardEvent
 
 _T = TypeVar("_T")
 
-_silent: ContextVar[bool] = ContextVar("guardrails_qwen_unheard", default=False)
+
+class _Silence:
+    """What nobody is told of, until it is over: also in tasks that go on then."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+
+_silence: ContextVar[_Silence | None] = ContextVar("guardrails_qwen_unheard", default=None)
 
 _TELLING = ("event", "span_enter", "span_exit", "span_drop")
 _TRACING = ("start_trace", "end_trace", "on_event_start", "on_event_end")
@@ -46,15 +54,27 @@ _changed = list[type]()
 def unheard() -> Generator[None, None, None]:
     """Of what runs inside nobody is told; threads that do not inherit the context excepted.
 
-    It ends in the task that began it, so it goes around one step of a generator, never around a
-    `yield`.
+    Tasks that go on behind its end are heard again. It ends in the task that began it, so it goes
+    around one step of a generator, never around a `yield`.
     """
+    silence = _Silence()
+    try:
+        with _kept(silence):
+            yield
+    finally:
+        silence.over = True
+
+
+@contextmanager
+def _kept(silence: _Silence) -> Generator[None, None, None]:
+    """Silence for one step of several."""
     _install()
-    token = _silent.set(True)
+    outer = _silence.get()
+    token = _silence.set(outer if outer and not outer.over else silence)
     try:
         yield
     finally:
-        _silent.reset(token)
+        _silence.reset(token)
 
 
 def unheard_call(call: Callable[[], _T]) -> _T:
@@ -71,36 +91,42 @@ async def aunheard_call(call: Callable[[], Awaitable[_T]]) -> _T:
 
 def unheard_steps(call: Callable[[], Iterator[_T]]) -> Generator[_T, None, None]:
     """What a call gives, each step unheard; closed, it is closed."""
-    source = unheard_call(call)
+    silence = _Silence()
+    with _kept(silence):
+        source = call()
     try:
         while True:
-            with unheard():
+            with _kept(silence):
                 try:
                     item = next(source)
                 except StopIteration:
                     return
             yield item
     finally:
-        with unheard():
+        with _kept(silence):
             close_source(source)
+        silence.over = True
 
 
 async def aunheard_steps(
     call: Callable[[], Awaitable[AsyncIterator[_T]]],
 ) -> AsyncGenerator[_T, None]:
     """The same. All steps run in the task that asks for them, as if nothing were in between."""
-    source = await aunheard_call(call)
+    silence = _Silence()
+    with _kept(silence):
+        source = await call()
     try:
         while True:
-            with unheard():
+            with _kept(silence):
                 try:
                     item = await anext(source)
                 except StopAsyncIteration:
                     return
             yield item
     finally:
-        with unheard():
+        with _kept(silence):
             await aclose_source(source)
+        silence.over = True
 
 
 def _install() -> None:
@@ -118,7 +144,7 @@ def _install() -> None:
 def _unless_silent(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _silent.get() and not _is_guards(args, kwargs):
+        if _is_silent() and not _is_guards(args, kwargs):
             return kwargs.get("event_id", "")  # nothing else that these return is used
         return method(self, *args, **kwargs)
 
@@ -128,10 +154,15 @@ def _unless_silent(method: Callable[..., Any]) -> Callable[..., Any]:
 def _aunless_silent(method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @functools.wraps(method)
     async def told(self: Any, *args: Any, **kwargs: Any) -> None:
-        if not _silent.get() or _is_guards(args, kwargs):
+        if not _is_silent() or _is_guards(args, kwargs):
             await method(self, *args, **kwargs)
 
     return told
+
+
+def _is_silent() -> bool:
+    silence = _silence.get()
+    return silence is not None and not silence.over
 
 
 def _is_guards(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:

@@ -9,7 +9,13 @@ from typing import Any, cast
 
 import pytest
 from llama_index.core import PromptTemplate, Settings
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LogProb, MessageRole
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    LogProb,
+    MessageRole,
+    TextBlock,
+)
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.indices.prompt_helper import PromptHelper
 from llama_index.core.llms import MockLLM, utils
@@ -29,7 +35,7 @@ from guardrails_qwen import (
 )
 from guardrails_qwen.streaming import Streaming
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine, ScriptedStreamEngine
-from integrations.llama_index.tests.doubles import REPLACED, SCRIPT, WritingLLM, heard
+from integrations.llama_index.tests.doubles import REPLACED, SCRIPT, WritingLLM, call, heard
 from integrations.llama_index.tests.llm_doors import (
     DOORS,
     HARMFUL,
@@ -268,6 +274,25 @@ async def test_what_repeats_a_reply_stays_inside(door: str, engine: ScriptedEngi
     if door in STREAMS and "chat" in door:
         assert out[-1].raw == {"id": "chat-1", "usage": {"total_tokens": 7}}
         assert extra_of(out[-1])["prompt_tokens"] == 5
+
+
+@pytest.mark.parametrize("door", ["chat", "achat", "stream_chat", "astream_chat"])
+@pytest.mark.parametrize("more", [[], [call("search", query="tea")]], ids=["words", "call"])
+async def test_a_reply_is_the_models_whoever_it_says_it_is(
+    door: str, more: list[Any], engine: ScriptedEngine
+) -> None:
+    """The role that LlamaIndex gives by default is the user's."""
+    rules = {Stage.OUTPUT: Policy.strict().default}
+    policy = Policy(name="output", default=StagePolicy(), stages=rules)
+    message = ChatMessage(blocks=[TextBlock(text="A bomb."), *more])
+    inner = WritingLLM(replies=[[ChatResponse(message=message)]])
+    llm = GuardedLLM(inner=inner, guard=Guard(engine, policy))
+    out, error = await outcome(door, llm)
+    assert isinstance(error, GuardViolation)
+    assert "bomb" not in f"{out!r}"
+    llm.on_violation = "reply"
+    out: Any = await ask(door, llm)
+    assert out[-1].message.role is MessageRole.ASSISTANT
 
 
 @doors

@@ -248,6 +248,31 @@ async def test_what_a_tool_was_kept_from_is_raised_once(
     assert len(sent(llm)) == 4
 
 
+CONTEXT = [user("About the b-o-m-b."), assistant("Shall I go on?"), user("Yes, in detail.")]
+OTHER = [user("About pancakes."), assistant("Shall I go on?"), user("Yes, in detail.")]
+
+
+@chats
+@pytest.mark.parametrize("first", [OTHER, CONTEXT], ids=["harmless-first", "harmful-first"])
+async def test_what_one_conversation_may_say_is_judged_in_another(
+    door: str, first: list[ChatMessage]
+) -> None:
+    """Everybody's "yes" is the same; what it says yes to is not."""
+
+    def judged(conversation: Any) -> Any:
+        read = str([message.text for message in conversation.messages])
+        bad = "b-o-m-b" in read and "detail" in conversation.last.text
+        return UNSAFE if bad else "Safety: Safe\nCategories: None"
+
+    llm = GuardedLLM(inner=WritingLLM(replies=["Fine."]), guard=Guard(ScriptedEngine(judged)))
+    second = CONTEXT if first is OTHER else OTHER
+    for messages in (first, second):
+        _, error = await outcome(door, llm, messages)
+        assert isinstance(error, GuardViolation) is (messages is CONTEXT)
+    await ask(door, llm, [*OTHER, assistant("Fine."), user("Thanks.")])
+    assert len(sent(llm)) == 5
+
+
 @chats
 async def test_outages_are_not_remembered(door: str) -> None:
     engine: Any = FailingEngine(EngineUnavailable("it is gone"))

@@ -23,6 +23,7 @@ from llama_index.core.instrumentation.events.llm import LLMChatStartEvent
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.llm import LLM
 from llama_index_instrumentation.dispatcher import instrument_tags
+from pydantic import PrivateAttr
 
 from guardrails_qwen import Action, Guard
 from guardrails_qwen.streaming import Streaming
@@ -163,6 +164,50 @@ async def test_after_an_error_others_are_heard(guard: Guard) -> None:
     with heard() as (events, _):
         WritingLLM(replies=["Hello."]).chat([user("Hi.")])
     assert len(events.of(LLMChatStartEvent)) == 1
+
+
+class Delegating(WritingLLM):
+    """Leaves its work to a task, which goes on afterwards."""
+
+    other: LLM
+    _tasks: list[asyncio.Task[Any]] = PrivateAttr(default_factory=list[Any])
+    _written: asyncio.Event = PrivateAttr(default_factory=asyncio.Event)
+
+    @chat_callback
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        queue: asyncio.Queue[ChatResponse | None] = asyncio.Queue()
+
+        async def work() -> None:
+            async for one in await self.other.astream_chat(messages):
+                queue.put_nowait(one)
+            queue.put_nowait(None)
+            await self._written.wait()
+            await self.other.achat([user("Later.")])
+
+        async def written() -> ChatResponseAsyncGen:
+            self._tasks.append(asyncio.create_task(work()))
+            while one := await queue.get():
+                yield one
+
+        return written()
+
+    async def later(self) -> None:
+        self._written.set()
+        await asyncio.gather(*self._tasks)
+
+
+async def test_what_a_model_starts_is_unheard_as_long_as_it_writes(
+    guarding: Callable[..., Guard],
+) -> None:
+    inner = Delegating(replies=[""], other=WritingLLM(replies=[HARMFUL, "Hello."]))
+    llm = GuardedLLM(inner=inner, guard=guarding(Action.FLAG))
+    with heard() as (events, _):
+        await ask("astream_chat", llm)
+        assert "WritingLLM" not in str(events.of(LLMChatStartEvent))
+        await inner.later()
+    assert "Later." in str(events.of(LLMChatStartEvent)[-1])
 
 
 @doors
