@@ -53,16 +53,16 @@ def search(query: str) -> str:
 def query(guard: Guard | None, *, streaming: bool) -> Run:
     """A question to an index of ten documents."""
     documents = [Document(text=f"Document {number} is about cats.") for number in range(10)]
-    index = VectorStoreIndex.from_documents(documents, embed_model=NGramEmbedding())
+    index: Any = VectorStoreIndex.from_documents(documents, embed_model=NGramEmbedding())
     llm = WritingLLM(replies=[ANSWER])
-    engine: Any = index.as_query_engine(llm=llm, streaming=streaming)
+    engine = index.as_query_engine(llm=llm, streaming=streaming)
     guarded = guard_query_engine(engine, guard) if guard else engine
     return lambda: str(guarded.query("What are cats?"))
 
 
 def chat(guard: Guard | None) -> Run:
     """One more turn of a chat that streams, behind twenty others."""
-    memory = ChatMemoryBuffer.from_defaults(token_limit=100_000)
+    memory = ChatMemoryBuffer(token_limit=100_000)
     llm = WritingLLM(replies=[ANSWER])
     engine: Any = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
     guarded = guard_chat_engine(engine, guard) if guard else engine
