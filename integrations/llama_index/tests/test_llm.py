@@ -284,7 +284,7 @@ async def test_a_reply_is_the_models_whoever_it_says_it_is(
     """The role that LlamaIndex gives by default is the user's."""
     rules = {Stage.OUTPUT: Policy.strict().default}
     policy = Policy(name="output", default=StagePolicy(), stages=rules)
-    message = ChatMessage(blocks=[TextBlock(text="A bomb."), *more])
+    message = ChatMessage(blocks=[TextBlock(text=HARMFUL), *more])
     inner = WritingLLM(replies=[[ChatResponse(message=message)]])
     llm = GuardedLLM(inner=inner, guard=Guard(engine, policy))
     out, error = await outcome(door, llm)
