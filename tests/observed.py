@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from typing_extensions import override
@@ -17,36 +18,54 @@ Opaque = tuple[type, ...]
 """Types of what runs something, and is no record of what was run."""
 
 
+_Parts = Callable[[Any], Iterable[Any]]
+
+
 def strings(value: Any, opaque: Opaque = (), seen: dict[int, Any] | None = None) -> Iterator[str]:
     """Every text in a value: in its items and fields, in bytes, and as it would be printed."""
-    seen = dict[int, Any]() if seen is None else seen
-    if isinstance(value, (int, float)) or value is None:
-        return
     if isinstance(value, str):
         yield value
-    elif isinstance(value, (bytes, bytearray)):
-        yield value.decode(errors="replace")
-    elif isinstance(value, BaseException):
-        yield from ("".join(traceback.format_exception(value)), repr(value))
-    elif isinstance(value, (type, logging.Logger, *opaque)) or callable(value) or id(value) in seen:
         return
-    else:
-        seen[id(value)] = value  # kept alive: otherwise another may get its id
-        for part in _parts(value):
-            yield from strings(part, opaque, seen)
+    parts = _parts_of(value.__class__, opaque)
+    seen = dict[int, Any]() if seen is None else seen
+    if parts is None or id(value) in seen:
+        return
+    seen[id(value)] = value  # kept alive: otherwise another may get its id
+    for part in parts(value):
+        yield from strings(part, opaque, seen)
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        yield from cast("Mapping[Any, Any]", value).items()
-    elif isinstance(value, BaseModel):
-        yield from (value.__dict__, value.__pydantic_extra__, value.__pydantic_private__)
-    elif is_dataclass(value):
-        yield from (getattr(value, one.name, None) for one in fields(value))
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from value
-    elif hasattr(value, "__dict__"):
-        yield vars(value)
+@cache
+def _parts_of(kind: type, opaque: Opaque) -> _Parts | None:
+    """How values of a type are taken apart; None: nothing is in them.
+
+    Asked once for each type, since this looks at millions of values.
+    """
+    if issubclass(kind, (int, float, type, type(None), logging.Logger, *opaque)):
+        return None
+    for base, parts in _PARTS.items():
+        if issubclass(kind, base):
+            return parts
+    if any("__call__" in vars(base) for base in kind.__mro__):
+        return None
+    if hasattr(kind, "__dataclass_fields__"):
+        return _fields
+    return lambda value: [getattr(value, "__dict__", None)]
+
+
+def _fields(value: Any) -> list[Any]:
+    return [getattr(value, one.name, None) for one in fields(value)]
+
+
+_PARTS: dict[Any, _Parts] = {
+    BaseException: lambda value: ["".join(traceback.format_exception(value)), repr(value)],
+    (bytes, bytearray): lambda value: [value.decode(errors="replace")],
+    Mapping: lambda value: value.items(),
+    BaseModel: lambda value: [
+        *(value.__dict__, value.__pydantic_extra__, value.__pydantic_private__)
+    ],
+    (list, tuple, set, frozenset): lambda value: value,
+}
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ def _each(
         *_each(AGENTS, [s for s in RESULTS if s is not LOOKED_UP], NOTHING),
         *_each(AGENTS, [LOOKED_UP], {"logs"}),  # of the retriever that the tool uses
         *_each(ENGINES, [s for s in OF_ENGINES if s is not CONDENSED], HANDLERS),
-        *_each(ENGINES, [CONDENSED], HANDLERS | {"model", "sources"}),
+        *_each(ENGINES, [CONDENSED], HANDLERS | {"model"}),  # what the engine inside asks
         *_each(BOTH, [s for s in OF_ENGINES if s not in ASKED], NOTHING),
         *_each(BOTH, ASKED, COMES_IN),
         *_each(POSTPROCESSORS, NODES, FOUND),
