@@ -38,6 +38,8 @@ async def test_an_agent_never_has_what_is_stopped_in_front_of_it(action: Action)
             sink.hear("result", await handler)
         except GuardViolation as violation:
             sink.hear("error", violation)
-        sink.hear("left", context.to_dict(), memory.get_all())
+        if model.seen:  # there is nothing to be had of a context in which nothing ever ran
+            sink.hear("left", context.to_dict())
+        sink.hear("left", memory.get_all())
     assert sink.places(Threat.INPUT.value) == {}
     assert bool(model.seen) is (action is not Action.BLOCK)
