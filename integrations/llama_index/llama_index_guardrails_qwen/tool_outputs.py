@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import cast
 
@@ -55,11 +56,19 @@ def texts_of(value: object) -> Iterator[str]:
     return _texts_of(value, 0, {})
 
 
-def errors_behind(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and all that it was raised from, or while handling, each once."""
-    seen, waiting = dict[int, BaseException](), [error]
+def errors_behind(
+    error: BaseException | None, but: BaseException | None = None
+) -> Iterator[BaseException]:
+    """An error and all that it was raised from, or while handling, each once.
+
+    Args:
+        error: The last of them.
+        but: One behind it that is left out, with all that is behind no other.
+    """
+    seen = dict[int, BaseException | None]() if but is error else {id(but): but}
+    waiting = deque([error])
     while waiting:
-        error = waiting.pop(0)
+        error = waiting.popleft()
         if error is not None and id(error) not in seen:
             seen[id(error)] = error
             yield error

@@ -39,6 +39,8 @@ class ToolUse:
     kwargs: dict[str, Any]
     own: object
     """What the application gave the tool for every call."""
+    handling: BaseException | None = None
+    """What its caller is handling meanwhile: Python puts it behind whatever the tool raises."""
 
     @property
     def asked(self) -> Asked:
@@ -59,11 +61,20 @@ class ToolUse:
         return self._instead(decision, self.raw_input)
 
     def output(
-        self, blocks: Sequence[Any], raw_input: dict[str, Any], *, is_error: bool
+        self,
+        blocks: Sequence[Any],
+        raw_input: dict[str, Any],
+        *,
+        is_error: bool,
+        exception: Exception | None = None,
     ) -> ToolOutput:
         """An output that says nothing but what is given."""
         output = ToolOutput(
-            tool_name=self.name, blocks=list(blocks), raw_input=raw_input, is_error=is_error
+            tool_name=self.name,
+            blocks=list(blocks),
+            raw_input=raw_input,
+            is_error=is_error,
+            exception=exception,
         )
         output.raw_output = output.content
         return output
@@ -79,10 +90,9 @@ class ToolUse:
             text = ""
         if decision.action is Action.BLOCK and self.gate.on_violation == "raise":
             text = report(decision)
-        output = self.output([TextBlock(text=text)], raw_input, is_error=True)
-        if decision.action is Action.BLOCK:
-            output._exception = GuardViolation(decision)  # pyright: ignore[reportPrivateUsage]
-        return output
+        violation = GuardViolation(decision) if decision.action is Action.BLOCK else None
+        blocks = [TextBlock(text=text)]
+        return self.output(blocks, raw_input, is_error=True, exception=violation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -113,14 +123,14 @@ class Given:
             text = written(error)
         except ConversationError:
             text = type(error).__name__
-        output = use.output([TextBlock(text=text)], use.raw_input, is_error=True)
-        output._exception = error  # pyright: ignore[reportPrivateUsage]
+        blocks = [TextBlock(text=text)]
+        output = use.output(blocks, use.raw_input, is_error=True, exception=error)
         return cls(use=use, output=output, error=error)
 
     @property
     def violation(self) -> Decision | None:
         """What was blocked inside of the tool, if that is what it gives."""
-        behind = errors_behind(self.output.exception)
+        behind = errors_behind(self.output.exception, but=self.use.handling)
         found = (error for error in behind if isinstance(error, GuardViolation))
         return next((violation.decision for violation in found), None)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -54,11 +55,15 @@ def guarded_tool(
     A `FunctionTool` stays one, and so do its `fn` and `async_fn`, which are guarded as well.
 
     What is blocked is answered with an error (`is_error`) whose exception is the `GuardViolation`.
-    The same becomes of a violation inside of the tool, in a guarded query engine say. Arguments of
-    which the policy says anything but to pass never reach the tool.
+    The same becomes of a violation inside of the tool, in a guarded query engine say, if it is what
+    the tool raises, or behind that. One that the tool handles, to return a text say, is its own
+    affair: what it gives instead is judged like any result. Arguments of which the policy says
+    anything but to pass never reach the tool.
 
     Args:
-        tool: Any tool, or a function, of which a `FunctionTool` is made.
+        tool: Any tool, or a function, of which a `FunctionTool` is made. `RouterQueryEngine` and
+            `SubQuestionQueryEngine` take the engine out of its tool: for these guard the engine,
+            `QueryEngineTool.from_defaults(guard_query_engine(engine, guard))`.
         guard: What judges.
         on_violation: "raise": the error is a notice with a number, by which the next call of a
             `GuardedLLM` raises the violation, so that the agent's run ends with it. Agents catch
@@ -221,6 +226,7 @@ class GuardedTool(AsyncBaseTool):
             args=tuple(item for item in args if not isinstance(item, Context)),
             kwargs={key: item for key, item in kwargs.items() if not isinstance(item, Context)},
             own=getattr(self._inner, "partial_params", None),
+            handling=sys.exc_info()[1],
         )
 
 

@@ -1,6 +1,7 @@
 """Tools between checks: what goes to them, and what of their answers anybody gets."""
 
 import asyncio
+import builtins
 import inspect
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from llama_index.core.tools import calling as untyped_calling
 from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow
 from pydantic import BaseModel
 from typing_extensions import override
+from workflows.runtime.types.results import (  # pyright: ignore[reportMissingTypeStubs]
+    WaitingForEvent,
+)
 
 from guardrails_qwen import Action, EngineError, Guard, GuardViolation, OnError, Policy, Role, Stage
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine
@@ -34,6 +38,7 @@ from llama_index_guardrails_qwen.tools import GuardedTool, guarded_tool, guarded
 
 calling: Any = untyped_calling
 untyped: Any = workflow
+untyped_pause: Any = WaitingForEvent
 Guarding = Callable[..., Guard]
 Call = Callable[..., Awaitable[ToolOutput]]
 
@@ -366,10 +371,38 @@ def chained(outer: Exception, inner: Exception) -> Exception:
     return outer
 
 
+def bare(_: Exception, inner: Exception) -> Exception:
+    return inner
+
+
+def meanwhile(outer: Exception, inner: Exception) -> Exception:
+    """What is raised while something else is handled."""
+    outer.__context__ = inner
+    return outer
+
+
+def around_itself(outer: Exception, inner: Exception) -> Exception:
+    """`raise outer from outer` while something else is handled."""
+    outer.__cause__, outer.__context__ = outer, inner
+    inner.__context__ = outer
+    return outer
+
+
 class Several(Exception):
     """As the groups of Python 3.11."""
 
-    exceptions = (ValueError("a bomb"),)
+    def __init__(self, text: str, exceptions: list[Exception]) -> None:
+        super().__init__(text)
+        self.exceptions = tuple(exceptions)
+
+
+def grouped(outer: Exception, inner: Exception) -> Exception:
+    group: Any = getattr(builtins, "ExceptionGroup", Several)
+    return group("several", [outer, inner])
+
+
+def grouped_cause(outer: Exception, inner: Exception) -> Exception:
+    return grouped(KeyError("x"), chained(outer, inner))
 
 
 class Terse(Exception):
@@ -387,7 +420,8 @@ class Broken(Exception):
     [
         pytest.param(Terse("a bomb"), "failed", id="arguments"),
         pytest.param(chained(ValueError("failed"), ValueError("a bomb")), "failed", id="cause"),
-        pytest.param(Several("failed"), "failed", id="group"),
+        pytest.param(meanwhile(ValueError("failed"), ValueError("a bomb")), "failed", id="context"),
+        pytest.param(Several("failed", [ValueError("a bomb")]), "failed", id="group"),
     ],
 )
 async def test_of_an_error_that_says_more_than_may_pass_the_text_is_left(
@@ -422,18 +456,122 @@ async def test_an_error_that_does_not_pass_is_blocked(guard: Guard, as_llms_do: 
 
 
 @pytest.mark.parametrize("check_result", [True, False], ids=["judged", "not judged"])
-@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "cause"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(bare, id="bare"),
+        pytest.param(chained, id="cause"),
+        pytest.param(meanwhile, id="context"),
+        pytest.param(around_itself, id="around itself"),
+        pytest.param(grouped, id="group"),
+        pytest.param(grouped_cause, id="cause in a group"),
+    ],
+)
 async def test_a_violation_inside_of_a_tool_is_its_own(
-    guard: Guard, engine: ScriptedEngine, use: Call, check_result: bool, wrapped: bool
+    guard: Guard,
+    engine: ScriptedEngine,
+    use: Call,
+    check_result: bool,
+    wrap: Callable[[Exception, Exception], Exception],
 ) -> None:
-    inside: Exception = GuardViolation(guard.check("a bomb"))
+    inside = GuardViolation(guard.check("a bomb"))
     decision = inside.decision
-    error = chained(RuntimeError("failed"), inside) if wrapped else inside
+    error = wrap(RuntimeError("failed"), inside)
     output = await use(guarded_tool(tool_of(error), guard, check_result=check_result))
     assert isinstance(output.exception, GuardViolation)
     assert output.exception.decision is decision
     assert claimed(output.content) is decision
     assert engine.seen[-1].last.role is Role.ASSISTANT  # it is not judged once more
+
+
+async def test_a_violation_that_a_tool_handles_is_its_own_affair(guard: Guard, use: Call) -> None:
+    def careful() -> str:
+        try:
+            guard.enforce("a bomb")
+        except GuardViolation as violation:
+            return f"Error: {violation}"
+        return "nothing"
+
+    output = await use(guarded_tool(careful, guard))
+    assert not output.is_error
+    assert output.content.startswith("Error: input blocked")
+
+
+@pytest.mark.parametrize("door", ["call", "acall"])
+async def test_what_a_caller_handles_is_not_what_its_tool_raises(guard: Guard, door: str) -> None:
+    async def afail() -> str:
+        raise LookupError("no such page")
+
+    async def fall_back() -> object:
+        try:
+            return guard.enforce("a bomb")
+        except GuardViolation:
+            if door == "acall":
+                return await guarded_tool(afail, guard).acall()
+            return guarded_tool(tool_of(LookupError("no such page")), guard).call()
+
+    with pytest.raises(LookupError) as caught:
+        await fall_back()
+    assert isinstance(caught.value.__context__, GuardViolation)
+
+
+class Counted(Exception):
+    """Says how often it was read, and fails a test in which that does not end."""
+
+    reads = 0
+
+    def __str__(self) -> str:
+        Counted.reads += 1
+        if Counted.reads > 2_000:
+            pytest.fail("errors are read again and again")
+        return "failed"
+
+
+def raised_from(levels: int, error: Exception) -> Exception:
+    """An error that was wrapped at each of so many levels, as parsers do by `raise ... from`."""
+    for level in range(levels):
+        outer = Counted(level)
+        outer.__cause__ = outer.__context__ = error
+        error = outer
+    return error
+
+
+async def test_an_error_behind_many_others_is_read_once(
+    guard: Guard, use: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Counted, "reads", 0)
+    error = raised_from(25, ValueError("failed"))
+    with pytest.raises(Counted) as caught:
+        await use(guarded_tool(tool_of(error), guard))
+    assert caught.value is error
+    assert 25 <= Counted.reads <= 25 * 4
+
+
+@pytest.mark.parametrize("last", ["a bomb", GuardViolation], ids=["text", "violation"])
+async def test_nothing_is_too_far_behind(guard: Guard, use: Call, last: Any) -> None:
+    first = ValueError(last) if isinstance(last, str) else last(guard.check("a bomb"))
+    output = await use(guarded_tool(tool_of(raised_from(100, first)), guard))
+    assert output.is_error
+    assert isinstance(output.exception, GuardViolation) is isinstance(first, GuardViolation)
+    assert "bomb" not in everything(output)
+
+
+async def test_an_error_that_was_raised_from_itself_is_raised(guard: Guard, use: Call) -> None:
+    error = ValueError("failed")
+    error.__cause__ = error
+    with pytest.raises(ValueError, match="failed") as caught:
+        await use(guarded_tool(tool_of(error), guard))
+    assert caught.value is error
+
+
+async def test_parts_that_are_shared_are_read_once(
+    guard: Guard, engine: ScriptedEngine, use: Call
+) -> None:
+    shared: Any = Opaque()
+    for _ in range(25):
+        shared = [shared, shared]
+    await use(guarded_tool(tool_that_shows(output_of(raw_output=shared)), guard))
+    assert [seen.last.judged_text for seen in engine.seen[1:]] == ["fine", "opaque"]
 
 
 async def test_a_tool_guarded_twice_reports_what_blocked(guard: Guard, use: Call) -> None:
@@ -641,10 +779,9 @@ async def test_the_functions_of_a_tool_are_guarded_too(guard: Guard) -> None:
 
 
 async def test_a_waiting_tool_waits(guard: Guard, use: Call) -> None:
-    results = pytest.importorskip("workflows.runtime.types.results", reason="older workflows")
-    pause = results.WaitingForEvent.__new__(results.WaitingForEvent)
+    pause: Exception = untyped_pause.__new__(untyped_pause)
     pause.args = ("a bomb",)  # it is nobody's to read, but a sign for the workflow
-    with pytest.raises(results.WaitingForEvent) as caught:
+    with pytest.raises(untyped_pause) as caught:
         await use(guarded_tool(tool_of(pause), guard))
     assert caught.value is pause
 
