@@ -137,12 +137,7 @@ class ChatTurn:
         Raises:
             GuardViolation: That one, where nothing is.
         """
-        if violation.decision.action is Action.DROP:
-            return ""
-        text = self._gate.reply_to(violation.decision)
-        if text is None:
-            raise violation
-        return text
+        return self._gate.instead(violation)
 
     def _call(self, messages: Sequence[ChatMessage]) -> Turn:
         """A model is about to be called with messages, whoever does that."""

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from guardrails_qwen import Conversation, Decision, Guard, GuardError, Stage
+from guardrails_qwen import (
+    Action,
+    Conversation,
+    Decision,
+    Guard,
+    GuardError,
+    GuardViolation,
+    Stage,
+)
 from guardrails_qwen.streaming import Streaming
 from llama_index_guardrails_qwen.check import Check
 
@@ -81,6 +89,19 @@ class Gate:
         if decision.stage in (Stage.OUTPUT, Stage.TOOL_CALL):
             return self.closing
         return self.guard.policy.at(decision.stage).replacement if self._replies else None
+
+    def instead(self, violation: GuardViolation) -> str:
+        """What is answered in place of what was kept from passing; of what was dropped, nothing.
+
+        Raises:
+            GuardViolation: That one, where nothing is.
+        """
+        if violation.decision.action is Action.DROP:
+            return ""
+        text = self.reply_to(violation.decision)
+        if text is None:
+            raise violation
+        return text
 
     @property
     def closing(self) -> str | None:

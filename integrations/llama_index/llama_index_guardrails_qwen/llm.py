@@ -29,6 +29,7 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.tools import BaseTool
 from pydantic import ConfigDict, Field, PrivateAttr, computed_field
 from typing_extensions import Self, override
@@ -36,7 +37,12 @@ from typing_extensions import Self, override
 from guardrails_qwen import Guard, GuardViolation
 from guardrails_qwen.streaming import Streaming, aanswers, answers, aonce, once
 from llama_index_guardrails_qwen import asking
-from llama_index_guardrails_qwen.callbacks import chat_callback, completion_callback
+from llama_index_guardrails_qwen.callbacks import (
+    astreamed,
+    chat_callback,
+    completion_callback,
+    streamed,
+)
 from llama_index_guardrails_qwen.completions import (
     acompletions_of,
     completion_of,
@@ -70,8 +76,9 @@ class GuardedLLM(FunctionCallingLLM):
     chat engines, and in agents, which have no other hook. The messages are judged before the inner
     model is asked, and its reply together with them: while it is written, where it streams. Text
     leaves as it is cleared; thoughts and tool calls wait for the end of the reply and are judged
-    with it, so that no tool is called by a reply that is blocked. Tools, structured prediction,
-    metadata and prompts are those of the inner model.
+    with it, so that no tool is called by a reply that is blocked. Tools, metadata and prompts are
+    those of the inner model. Structured prediction is LlamaIndex's own, by tools or by text as the
+    metadata say: a JSON mode of the inner model's own would give objects that nobody has judged.
 
     Handlers are told of this model as of any other, and not of the inner one, unless that runs in
     threads which do not take over the context; see `unheard`. What a user sends is in their events.
@@ -94,9 +101,10 @@ class GuardedLLM(FunctionCallingLLM):
         streaming: How replies are moderated while they are written.
         beside: Whether to judge the messages while the inner model answers them already. Nothing is
             released before the verdict.
-        trust_system: Whether the system messages that begin are the application's own words, which
-            may name what is forbidden: the guard does not read them then. Not where they hold what
-            was retrieved, as those of context chat engines do.
+        trust_system: Whether a system message that comes first is the application's own words,
+            which may name what is forbidden: the guard does not read it then. Not where it holds
+            what was retrieved, as those of context chat engines do, or what users said, as those of
+            memories do that have none of an agent's before them.
 
     Raises:
         GuardViolation: The policy blocks the messages or the reply.
@@ -112,17 +120,24 @@ class GuardedLLM(FunctionCallingLLM):
 
     _known: Known = PrivateAttr(default_factory=Known)
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True
+    )
 
     def __init__(self, *, inner: LLM, guard: Guard, **fields: Any) -> None:
         """Args: fields: those above, and those of models; by default those of `inner`.
 
         Raises:
-            TypeError: `inner` is no model, or `guard` no guard.
+            TypeError: `inner` is no model or a structured one, or `guard` is no guard.
         """
         require_guard(guard)
         if not isinstance(inner, LLM):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"inner has to be an LLM of LlamaIndex, not a {type(inner).__name__}")
+        if isinstance(inner, StructuredLLM):
+            raise TypeError(
+                "inner is a StructuredLLM: guard the model in it, "
+                "GuardedLLM(inner=inner.llm, guard=guard).as_structured_llm(inner.output_cls)"
+            )
         own: dict[str, Any] = {name: getattr(inner, name) for name in _TAKEN_OVER}
         super().__init__(**{**own, **fields, "inner": inner, "guard": guard})
 
@@ -130,6 +145,12 @@ class GuardedLLM(FunctionCallingLLM):
     @override
     def class_name(cls) -> str:
         return "GuardedLLM"
+
+    @classmethod
+    @override
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """What `to_dict` gave, around a model and a guard: `inner` and `guard` are to be given."""
+        return super().from_dict({k: v for k, v in data.items() if k in cls.model_fields}, **kwargs)
 
     @property
     @override
@@ -183,12 +204,12 @@ class GuardedLLM(FunctionCallingLLM):
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         return await self._aanswer(messages, partial(asking.achat, self.inner, **kwargs))
 
-    @chat_callback
+    @partial(streamed, chat_callback)
     @override
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         return self._stream(messages, partial(asking.stream_chat, self.inner, **kwargs))
 
-    @chat_callback
+    @partial(astreamed, chat_callback)
     @override
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
@@ -209,7 +230,7 @@ class GuardedLLM(FunctionCallingLLM):
         call = partial(asking.acomplete, self.inner, formatted=formatted, **kwargs)
         return completion_of(await self._aanswer(messages_of(prompt), call))
 
-    @completion_callback
+    @partial(streamed, completion_callback)
     @override
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -217,7 +238,7 @@ class GuardedLLM(FunctionCallingLLM):
         call = partial(asking.stream_complete, self.inner, formatted=formatted, **kwargs)
         return completions_of(self._stream(messages_of(prompt), call))
 
-    @completion_callback
+    @partial(astreamed, completion_callback)
     @override
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any

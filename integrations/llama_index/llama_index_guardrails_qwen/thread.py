@@ -39,6 +39,7 @@ class _Item:
     role: Role
     past: bool
     """Whether it was said before the last message of a user."""
+    first: bool
     last: bool
     asked: Asked | None = None
     """None: nothing is asked about it."""
@@ -69,7 +70,7 @@ class _Item:
             return False
         if self.decision.action is Action.DROP:
             return self.last and self.role is not Role.TOOL
-        return not self.past or self.role in _SYSTEM
+        return not self.past or (self.first and self.role in _SYSTEM)
 
     def passed(self) -> ChatMessage | None:
         """What is sent of it; None: nothing."""
@@ -83,15 +84,17 @@ class _Item:
 class Thread:
     """Messages on their way to a model.
 
-    What is not let through of the past, which is all that somebody said before the last message of
-    a user, is left out with what answers it: it poisons no later turn. Once that is known, the
-    guard does not read it with others either.
+    What is not let through of the past, which is all before the last message of a user, is left out
+    with what answers it: it poisons no later turn. Once that is known, the guard does not read it
+    with others either. Only a system message that comes first is never left out: it may be what the
+    application relies on.
 
     Args:
         messages: The messages.
         guard: Whose decisions are known.
         known: What was decided before.
-        trust_system: Whether nothing is asked about the system messages that begin.
+        trust_system: Whether nothing is asked about a system message that comes first. Those behind
+            it may be those of a memory, with what users said.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Thread:
     ) -> None:
         self._guard = guard
         self._known = known
-        self.trusted = _leading(messages) if trust_system else 0
+        self.trusted = int(trust_system and _begins_with_system(messages))
         """How many messages at the beginning nothing is asked about."""
         self._items = list(self._walked(messages))
 
@@ -128,8 +131,9 @@ class Thread:
         """The messages to send, after what was decided, which is remembered.
 
         Raises:
-            GuardViolation: A message of the present is blocked, or the last one dropped; or a tool
-                was kept from doing something, and this has not been raised yet.
+            GuardViolation: A message of the present is blocked, the last one dropped, or a system
+                message that comes first blocked; or a tool was kept from doing something, and this
+                has not been raised yet.
         """
         self.learn(decisions)
         incidents = [claimed(item.message.content or "") for item in self._items]
@@ -150,13 +154,18 @@ class Thread:
         roles = [role_of(message) for message in messages]
         present = max((place for place, role in enumerate(roles) if role is Role.USER), default=0)
         for place, (message, role) in enumerate(zip(messages, roles, strict=True)):
-            past, last = place < present, place == len(messages) - 1
-            item = _Item(message=message, role=role, past=past, last=last)
+            item = _Item(
+                message=message,
+                role=role,
+                past=place < present,
+                first=place == 0,
+                last=place == len(messages) - 1,
+            )
             if place >= self.trusted and not along.goes(role):
                 item = self._looked_up(item, read, prefix)
                 passed = along.of(item)
                 if passed and not isinstance(item.asked, Unjudgeable):
-                    read.append(_as_context(passed, past=past))
+                    read.append(_as_context(passed, past=item.past))
                     prefix.add(read[-1])
             yield item
 
@@ -235,7 +244,5 @@ def prompt_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(read)
 
 
-def _leading(messages: Sequence[ChatMessage]) -> int:
-    """How many system messages begin."""
-    others = (place for place, item in enumerate(messages) if role_of(item) not in _SYSTEM)
-    return next(others, len(messages))
+def _begins_with_system(messages: Sequence[ChatMessage]) -> bool:
+    return any(role_of(message) in _SYSTEM for message in messages[:1])

@@ -39,9 +39,9 @@ class Turn:
 
     Args:
         gate: The guard.
-        known: What it let through before.
+        known: What it decided before.
         messages: What the model is sent.
-        trust_system: Whether the guard does not read the system messages that begin.
+        trust_system: Whether the guard does not read a system message that comes first.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Turn:
         Raises:
             GuardViolation: That one, where nothing is.
         """
-        return Reply().closed(self._instead(violation), violation.decision)
+        return Reply().closed(self._gate.instead(violation), violation.decision)
 
     def moderated(self, chunks: Iterable[ChatResponse]) -> Generator[ChatResponse, None, None]:
         """What may be released of a reply that streams, while it comes.
@@ -132,7 +132,7 @@ class Turn:
             else:
                 yield from self._remembered(reply.end(live.decision), live.decision)
         except GuardViolation as violation:
-            yield reply.closed(self._instead(violation), violation.decision)
+            yield reply.closed(self._gate.instead(violation), violation.decision)
 
     async def amoderated(
         self, chunks: AsyncIterable[ChatResponse]
@@ -164,7 +164,7 @@ class Turn:
             for released in last:
                 yield released
         except GuardViolation as violation:
-            yield reply.closed(self._instead(violation), violation.decision)
+            yield reply.closed(self._gate.instead(violation), violation.decision)
 
     def _thread(self) -> Thread:
         return Thread(self.messages, self._gate.guard, self._known, trust_system=self._trust_system)
@@ -222,19 +222,6 @@ class Turn:
         guard = self._gate.guard
         self._known.add(Prefix(guard, self._prompt).then(reply))
         self._known.add(digests_of([*self._prompt[-1:], reply], guard)[-1])
-
-    def _instead(self, violation: GuardViolation) -> str:
-        """The text in place of what was kept from passing; of what was dropped, none.
-
-        Raises:
-            GuardViolation: There is none.
-        """
-        if violation.decision.action is Action.DROP:
-            return ""
-        text = self._gate.reply_to(violation.decision)
-        if text is None:
-            raise violation
-        return text
 
 
 def _passes(decision: Decision | None) -> bool:

@@ -56,6 +56,7 @@ doors = pytest.mark.parametrize("door", DOORS)
 ACTIONS = [Action.BLOCK, Action.REPLACE, Action.REDACT, Action.DROP]
 actions = pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.label)
 CLOSING = "I had better stop."
+STRUCTURED = WritingLLM(replies=["Hello."]).as_structured_llm(ChatMessage)
 
 
 @pytest.fixture(params=[ScriptedStreamEngine, ScriptedEngine], ids=["tokens", "texts"])
@@ -349,9 +350,11 @@ async def test_predictions_are_guarded_as_well(guarding: Callable[..., Guard]) -
         ({"guard": "strict"}, TypeError, "not a Guard"),
         ({"guard": ScriptedEngine()}, TypeError, "not a Guard"),
         ({"inner": "gpt"}, TypeError, "an LLM of LlamaIndex"),
+        ({"inner": STRUCTURED}, TypeError, "as_structured_llm"),
         ({"on_violation": "stop a bomb"}, ValidationError, "on_violation"),
+        ({"on_violatoin": "a bomb"}, ValidationError, "on_violatoin"),
     ],
-    ids=["a-name", "an-engine", "no-model", "no-choice"],
+    ids=["a-name", "an-engine", "no-model", "structured", "no-choice", "misspelt"],
 )
 def test_what_cannot_be_guarded_is_refused(
     fields: dict[str, Any], error: type[Exception], message: str, guard: Guard
@@ -394,6 +397,14 @@ def test_it_is_pickled_with_its_guard(guard: Guard) -> None:
     llm = GuardedLLM(inner=WritingLLM(replies=[HARMFUL]), guard=guard, on_violation="reply")
     again = pickle.loads(pickle.dumps(llm))
     assert again.chat([user("hi")]).message.content == REPLACED
+
+
+def test_what_it_says_of_itself_can_be_read_back(guard: Guard) -> None:
+    llm = GuardedLLM(inner=WritingLLM(replies=[HARMFUL]), guard=guard, on_violation="reply")
+    again = GuardedLLM.from_dict(llm.to_dict(), inner=llm.inner, guard=guard)
+    assert again.to_dict() == llm.to_dict()
+    with pytest.raises(TypeError):
+        GuardedLLM.from_dict(llm.to_dict())
 
 
 def test_where_its_guard_cannot_be_pickled_neither_can_it() -> None:

@@ -18,6 +18,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ThinkingBlock,
 )
+from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.llms import MockLLM
 from pydantic import PrivateAttr
 
@@ -37,7 +38,7 @@ from integrations.llama_index.tests.llm_doors import (
     text_of,
     user,
 )
-from llama_index_guardrails_qwen import GuardedLLM
+from llama_index_guardrails_qwen import GuardCheckEndEvent, GuardCheckStartEvent, GuardedLLM
 
 streams = pytest.mark.parametrize("door", STREAMS)
 chats = pytest.mark.parametrize("door", ["stream_chat", "astream_chat"])
@@ -299,6 +300,29 @@ async def test_the_model_stops_where_nobody_reads_on(door: str, beside: bool) ->
         answer.close()
     del answer
     assert await stopped(inner_of(llm), len(words))
+
+
+@streams
+async def test_it_is_closed_though_a_handler_keeps_what_ended_it(door: str) -> None:
+    """LlamaIndex itself closes nothing; what is kept keeps it open."""
+    words = [f"{word} " for word in (HARMLESS * 100).split(" ")]
+    llm = guarded(words)
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    llm.callback_manager = CallbackManager([debug])
+    given: Any = "how?" if "complete" in door else [user("how?")]
+    with heard() as (events, _):
+        answer: Any = getattr(llm, door)(given)
+        if door.startswith("a"):
+            answer = await answer
+            await anext(answer)
+            await answer.aclose()
+        else:
+            next(answer)
+            answer.close()
+    assert await stopped(inner_of(llm), len(words))
+    assert len(events.of(GuardCheckEndEvent)) == len(events.of(GuardCheckStartEvent)) == 2
+    engine = cast("ScriptedStreamEngine", llm.guard.engine)
+    assert [session.closed for session in engine.sessions] == [True]
 
 
 @streams
