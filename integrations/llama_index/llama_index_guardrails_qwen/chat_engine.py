@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager
@@ -195,6 +195,10 @@ class GuardedChatEngine(BaseChatEngine):
     def callback_manager(self) -> CallbackManager:
         """That of the engine."""
         return getattr(self._engine, "callback_manager", None) or CallbackManager([])
+
+    @callback_manager.setter
+    def callback_manager(self, manager: CallbackManager) -> None:
+        cast("Any", self._engine).callback_manager = manager
 
     @property
     def _memory(self) -> BaseMemory:

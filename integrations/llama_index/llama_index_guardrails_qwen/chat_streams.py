@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from llama_index.core.base.llms.types import ChatResponse, MessageRole
 from llama_index.core.chat_engine.types import AgentChatResponse, StreamingAgentChatResponse
+from llama_index.core.types import Thread as ContextThread
 from typing_extensions import override
 
 from guardrails_qwen.streaming import aclose_quietly, aclose_source, close_quietly, close_source
@@ -22,9 +23,6 @@ from llama_index_guardrails_qwen.messages import said
 
 _HOOK = "_invoke_excepthook"
 """What a thread of CPython calls with what ended it; there is no public name."""
-
-_THREAD = "write_response_to_history_thread"
-"""The engine's thread; LlamaIndex 0.14.0 keeps none."""
 
 _END: Any = object()
 """Nothing more is written."""
@@ -50,7 +48,12 @@ class GuardedChatStream(StreamingAgentChatResponse):
     @property
     @override
     def response_gen(self) -> Generator[str, None, None]:
-        """The reply, as it may be read. Raises what `GuardedChatEngine.stream_chat` says."""
+        """The reply, as it may be read; an empty one is one empty text, as in LlamaIndex.
+
+        Raises:
+            GuardViolation: The reply is blocked.
+            GuardError: It could not be judged, and the policy says to raise.
+        """
         if self.chat_stream is None:
             raise ValueError("the reply is asynchronous: read async_response_gen()")
         return self._read(self.chat_stream)
@@ -60,20 +63,28 @@ class GuardedChatStream(StreamingAgentChatResponse):
         """`response_gen` of an asynchronous reply."""
         if self.achat_stream is None:
             raise ValueError("the reply is synchronous: read response_gen")
+        told = False
         try:
             async for chunk in self.achat_stream:
+                told = True
                 yield self._told(chunk)
         finally:
             await aclose_source(self.achat_stream)
         self._ended()
+        if not told:
+            yield ""
 
     def _read(self, stream: Generator[ChatResponse, None, None]) -> Generator[str, None, None]:
+        told = False
         try:
             for chunk in stream:
+                told = True
                 yield self._told(chunk)
         finally:
             close_source(stream)
         self._ended()
+        if not told:
+            yield ""
 
     def _told(self, chunk: ChatResponse) -> str:
         delta = chunk.delta or ""
@@ -97,9 +108,10 @@ async def aone_chunk(text: str) -> AsyncGenerator[ChatResponse, None]:
 
 
 def texts_of(response: object) -> Generator[str, None, None]:
-    """What the engine writes, while it does. Its thread has ended when this has.
+    """What the engine writes, while it does. Its thread has ended when all of that was read.
 
-    Where this is closed early, the thread ends at the next text that it gets.
+    Where this is closed early, the thread ends at the next text that it gets. Nobody waits for
+    that: a language model may take as long as it likes.
 
     Raises:
         Exception: Whatever ended the engine's thread.
@@ -107,21 +119,18 @@ def texts_of(response: object) -> Generator[str, None, None]:
     if not isinstance(response, StreamingAgentChatResponse):
         yield _whole(response)
         return
-    thread: Thread | None = getattr(response, _THREAD, None)
+    thread = response.write_response_to_history_thread
     if thread is None:
         yield from _polled(response)
         return
-    stopped = _stoppable(response)
-    end = _told(response, thread)
-    queue = _queue(response)
+    stopped, queue = _stoppable(response), _queue(response)
+    _tell_end(response, thread)
     try:
         while (text := queue.get()) is not _END:
             yield text
-        _require_complete(response)
     finally:
         stopped.set()
-        end.join()
-        close_quietly([response.chat_stream])
+    _require_complete(response)
 
 
 async def atexts_of(response: object) -> AsyncGenerator[str, None]:
@@ -158,7 +167,7 @@ def _whole(response: object) -> str:
 
 
 def _polled(response: StreamingAgentChatResponse) -> Generator[str, None, None]:
-    """What is written on a thread that nobody knows, or on none."""
+    """What is written on no thread that is known: by a guarded engine, say."""
     stopped = _stoppable(response)
     try:
         yield from response.response_gen
@@ -184,21 +193,22 @@ def _stoppable(response: StreamingAgentChatResponse) -> Event:
     return stopped
 
 
-def _told(response: StreamingAgentChatResponse, thread: Thread) -> Thread:
-    """A thread that says the end of the engine's thread in its queue.
+def _tell_end(response: StreamingAgentChatResponse, thread: Thread) -> None:
+    """Have the end of the engine's thread said in its queue, once its stream is closed.
 
-    Hooks are not told how it ended, as far as the interpreter has that seam.
+    A thread of ours does both, with the reader's context: who reads may have left by then, and a
+    stream cannot be closed before the engine's thread has let go of it. Hooks are not told how that
+    one ended, as far as the interpreter has that seam.
     """
     put = _queue(response).put
 
     def tell() -> None:
         thread.join()
+        close_quietly([response.chat_stream])
         put(_END)
 
     setattr(thread, _HOOK, lambda *_: None)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
-    end = Thread(target=tell, name="guardrails-chat", daemon=True)
-    end.start()
-    return end
+    ContextThread(target=tell, name="guardrails-chat", daemon=True).start()
 
 
 def _require_complete(response: StreamingAgentChatResponse) -> None:

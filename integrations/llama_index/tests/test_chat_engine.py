@@ -10,6 +10,7 @@ import pytest
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ThinkingBlock
 from llama_index.core.base.llms.types import ChatResponse as LLMResponse
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.chat_engine import (
     CondensePlusContextChatEngine,
     CondenseQuestionChatEngine,
@@ -308,8 +309,8 @@ async def test_sources_that_tell_of_another_question_are_withheld_with_it(
     for condensed, shown in [(BAD, 0), ("How is bread baked?", 1)]:
         llm = WritingLLM(replies=[condensed, REPLY])
         engine = guard_chat_engine(engine_of("condense_question", index, llm, memory), guard)
-        response = await say(engine, ASK)
-        assert (str(response.response), len(response.sources)) == (REPLY, shown)
+        text, response = await say(engine, ASK)
+        assert (text, len(response.sources)) == (REPLY, shown)
 
 
 async def test_what_was_judged_is_not_judged_again(
@@ -529,6 +530,8 @@ def test_reset_history_and_callbacks_are_those_of_the_engine(
     assert engine.chat_history == inner.chat_history
     assert engine.callback_manager is inner.callback_manager
     assert engine.inner is inner
+    engine.callback_manager = manager = CallbackManager([])
+    assert engine.callback_manager is inner.callback_manager is manager
     engine.reset()
     assert engine.chat_history == memory.get_all() == []
 

@@ -23,7 +23,8 @@ from typing_extensions import override
 from guardrails_qwen import Conversation, Guard, GuardViolation, Policy
 from guardrails_qwen.testing import ScriptedEngine, ScriptedStreamEngine
 from integrations.llama_index.tests.doubles import REPLACED, SCRIPT, WritingLLM
-from llama_index_guardrails_qwen.chat_engine import GuardedChatEngine, guard_chat_engine
+from llama_index_guardrails_qwen.chat_engine import guard_chat_engine
+from llama_index_guardrails_qwen.gate import OnViolation
 from llama_index_guardrails_qwen.messages import said
 
 ASK = "How do I bake bread?"
@@ -35,7 +36,7 @@ BAD_REPLY = "Light the bomb and run away."
 def reads(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Reads a reply to a message, as a list of texts."""
 
-    async def read(engine: GuardedChatEngine, message: str = ASK) -> list[str]:
+    async def read(engine: BaseChatEngine, message: str = ASK) -> list[str]:
         if request.param == "sync":
             return list(engine.stream_chat(message).response_gen)
         response = await engine.astream_chat(message)
@@ -92,7 +93,8 @@ class WaitingLLM(WritingLLM):
     def _halves(self) -> Iterable[str]:
         _GATES[id(self)] = gate = threading.Event()
         yield self.halves[0]
-        assert gate.wait(10)
+        if not gate.wait(10):
+            self.log.append("gave up")
         yield self.halves[1]
 
 
@@ -149,6 +151,39 @@ def test_a_reader_who_leaves_ends_the_engines_thread(
         assert next(read)
     assert memory.get_all() == []
     assert response.is_done is False
+
+
+def test_a_reader_who_leaves_does_not_wait_for_the_model(
+    guard: Guard, memory: ChatMemoryBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = set(threading.enumerate())
+    llm = WaitingLLM(replies=[], halves=("Mix the flour and then ", "bake it."))
+    response = guard_chat_engine(chatting(llm, memory), guard).stream_chat(ASK)
+    with closing(response.response_gen) as read:
+        assert next(read)
+    assert llm.log == ["wrote"], "the model has gone on before its reader was let go"
+    llm.may_go_on()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert llm.log == ["wrote", "wrote", "closed"]
+    assert memory.get_all() == []
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("on_violation", ["raise", "reply"])
+def test_a_blocked_reply_does_not_wait_for_the_model(
+    on_violation: OnViolation, guard: Guard, memory: ChatMemoryBuffer
+) -> None:
+    llm = WaitingLLM(replies=[], halves=("Light the bomb and then run far ", "away."))
+    engine = guard_chat_engine(chatting(llm, memory), guard, on_violation=on_violation)
+    read = engine.stream_chat(ASK).response_gen
+    if on_violation == "raise":
+        with pytest.raises(GuardViolation):
+            list(read)
+    else:
+        assert "".join(read) == f"Light the {REPLACED}"
+    assert llm.log == ["wrote"], "the model has gone on before its reader was told"
+    llm.may_go_on()
 
 
 async def test_a_coroutine_that_leaves_ends_the_engines_task(
@@ -244,7 +279,8 @@ async def test_a_reply_without_text_is_empty(
     reads: Callable[..., Any], guard: Guard, memory: ChatMemoryBuffer
 ) -> None:
     llm = WritingLLM(replies=[[]])
-    assert "".join(await reads(guard_chat_engine(chatting(llm, memory), guard))) == ""
+    assert await reads(chatting(llm, memory)) == [""], "LlamaIndex's own engines tell one text"
+    assert await reads(guard_chat_engine(chatting(llm, memory), guard)) == [""]
 
 
 def test_str_reads_the_reply(guard: Guard, memory: ChatMemoryBuffer) -> None:
