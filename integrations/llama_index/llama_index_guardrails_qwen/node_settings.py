@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Annotated
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
 
 from llama_index.core.schema import MetadataMode
 from pydantic import BeforeValidator, Field
@@ -50,6 +50,11 @@ def signer_of(secret: bytes | str | None) -> Signer | None:
     if secret is None:
         return None
     return Signer(secret=secret.encode() if isinstance(secret, str) else secret)
+
+
+def without(told: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What a component tells of itself, but for what is no setting."""
+    return {name: item for name, item in told.items() if name not in names}
 
 
 REMEMBERED = 4096

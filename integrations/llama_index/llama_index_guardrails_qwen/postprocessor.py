@@ -8,7 +8,7 @@ from typing import Any
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from guardrails_qwen import Guard
 from llama_index_guardrails_qwen.gate import Gate, require_guard
@@ -20,6 +20,7 @@ from llama_index_guardrails_qwen.node_settings import (
     Violation,
     reading_of,
     signer_of,
+    without,
 )
 from llama_index_guardrails_qwen.nodes_gate import NodesGate, Settled
 from llama_index_guardrails_qwen.remembered import Remembered
@@ -61,6 +62,7 @@ class GuardPostprocessor(BaseNodePostprocessor):
         remember: How many judgements of nodes are remembered in this process.
 
     Raises:
+        ValidationError: A setting is none, or has no such name.
         GuardViolation: A node may not pass, and `on_violation` is `raise`.
         GuardError: One could not be judged, and the policy says to raise.
     """
@@ -76,7 +78,9 @@ class GuardPostprocessor(BaseNodePostprocessor):
         default_factory=lambda data: Remembered(data["remember"])
     )
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, hide_input_in_errors=True, extra="forbid"
+    )
 
     @field_validator("guard", mode="before")
     @classmethod
@@ -92,7 +96,15 @@ class GuardPostprocessor(BaseNodePostprocessor):
     @override
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The settings, and the fingerprint in place of the guard."""
-        return {**super().to_dict(**kwargs), "fingerprint": self.guard.fingerprint}
+        fields = None if self.metadata_fields is None else sorted(self.metadata_fields)
+        settings = {**super().to_dict(**kwargs), "metadata_fields": fields}
+        return {**settings, "fingerprint": self.guard.fingerprint}
+
+    @classmethod
+    @override
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """What `to_dict` told of, with the guard, and the secret if there was one, as keywords."""
+        return super().from_dict(without(data, {"fingerprint"}), **kwargs)
 
     @override
     def __getstate__(self) -> dict[str, Any]:

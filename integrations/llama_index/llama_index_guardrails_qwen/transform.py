@@ -13,7 +13,7 @@ from uuid import uuid4
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 from llama_index.core.storage.docstore import BaseDocumentStore
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from guardrails_qwen import EngineError, Guard
 from llama_index_guardrails_qwen.gate import Gate
@@ -31,6 +31,7 @@ from llama_index_guardrails_qwen.node_settings import (
     Violation,
     reading_of,
     signer_of,
+    without,
 )
 from llama_index_guardrails_qwen.nodes_gate import NodesGate, Settled
 from llama_index_guardrails_qwen.quarantine import aput_aside, put_aside
@@ -39,6 +40,9 @@ from llama_index_guardrails_qwen.verdict_notes import Judgement
 
 _PROVOKED = ("ConversationError", "TextTooLong", "UnreadableVerdict", "RequestRejected")
 """Errors that a text brings about, whenever it is judged."""
+
+_TOLD = frozenset({"fingerprint", "settings", "key", "quarantine_of", "once"})
+"""What `to_dict` tells beside fields."""
 
 
 class GuardTransform(TransformComponent):
@@ -54,6 +58,12 @@ class GuardTransform(TransformComponent):
     The pipeline's cache asks `to_dict`, which names policy, model and all settings: another policy
     never meets what an earlier one let pass. A document store that skips unchanged documents asks
     nobody, though: what it skips keeps its old verdict, until a `GuardPostprocessor` judges it.
+
+    That store is given the documents as they came, refused ones too: put a `GuardPostprocessor`
+    behind whatever retrieves from it, or run the pipeline with `store_doc_text=False`. Where it
+    only looks for duplicates (`DUPLICATES_ONLY`, and always without a vector store) it knows
+    documents before they are judged, and skips those of a run that failed: call
+    `docstore.delete_document(id, raise_error=False)` for each before the next run.
 
     Args:
         guard: The engine and the policy, or a function that makes them, which is asked once a
@@ -73,6 +83,7 @@ class GuardTransform(TransformComponent):
         remember: How many judgements of nodes are remembered in this process.
 
     Raises:
+        ValidationError: A setting is none, or has no such name.
         GuardViolation: A node may not pass, and `on_violation` is `raise`.
         EngineError: The engine is not available, and `on_outage` is `raise`.
         GuardError: One could not be judged, and the policy says to raise; or the quarantine did not
@@ -92,7 +103,9 @@ class GuardTransform(TransformComponent):
     )
     _mark: str = PrivateAttr(default_factory=lambda: uuid4().hex)
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, hide_input_in_errors=True, extra="forbid"
+    )
 
     @field_validator("guard", mode="before")
     @classmethod
@@ -138,12 +151,18 @@ class GuardTransform(TransformComponent):
             "metadata_fields": None if fields is None else sorted(fields),
             "key": signer.key_id if signer else None,
             "on_outage": self.on_outage,
-            "quarantine": self._mark if self.quarantine else None,
+            "quarantine_of": self._mark if self.quarantine else None,
             "once": uuid4().hex if self.on_outage == "policy" else None,
         }
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         named = {"class_name": self.class_name(), "fingerprint": guard.fingerprint}
         return {**named, **settings, "settings": digest}
+
+    @classmethod
+    @override
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """What `to_dict` told of; the guard, and secret and quarantine if any, as keywords."""
+        return super().from_dict(without(data, _TOLD), **kwargs)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -175,7 +194,8 @@ class GuardTransform(TransformComponent):
         if missed and self.on_outage == "raise":
             raise EngineError(
                 f"{len(missed)} of {len(settled)} nodes could not be judged, since the engine is "
-                "not available: nothing was passed on; run the pipeline again"
+                "not available: nothing was passed on; run the pipeline again, and delete "
+                "these documents in its docstore before, if that only looks for duplicates"
             )
 
     def _barred(self, settled: Sequence[Settled]) -> list[BaseNode]:

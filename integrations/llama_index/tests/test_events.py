@@ -355,6 +355,7 @@ async def test_what_could_not_be_judged_is_told_as_decided(use: Use, run: Run) -
         await run(use, guard)
     ends = hearing.of(GuardCheckEndEvent)
     assert ends
+    assert all(end.decisions for end in ends)
     assert all(decision["error"] for end in ends for decision in end.decisions)
 
 

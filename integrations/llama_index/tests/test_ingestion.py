@@ -131,6 +131,26 @@ async def test_a_cache_keeps_nothing_of_an_outage(
         assert kept(after) == [TEA]
 
 
+async def test_a_store_of_documents_may_forget_those_of_a_run_that_failed(
+    run: Run, engine: ScriptedEngine
+) -> None:
+    store, texts = SimpleDocumentStore(), documents(TEA, BOMB)
+    stores: dict[str, Any] = {
+        "docstore": store,
+        "vector_store": SimpleVectorStore(),
+        "docstore_strategy": DocstoreStrategy.DUPLICATES_ONLY,
+    }
+    broken = pipeline(strict(ScriptedEngine(EngineError("gone"))), **stores)
+    with pytest.raises(EngineError, match="only looks for duplicates"):
+        await run(broken, documents=texts)
+    mended = pipeline(strict(engine), **stores)
+    assert await run(mended, documents=texts) == []
+    for document in texts:
+        store.delete_document(document.node_id, raise_error=False)
+    assert kept(await run(mended, documents=texts, store_doc_text=False)) == [TEA]
+    assert store.docs == {}
+
+
 async def test_a_quarantine_is_filled_whatever_a_cache_knows(
     run: Run, engine: ScriptedEngine
 ) -> None:

@@ -23,6 +23,7 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.storage.docstore import SimpleDocumentStore
 
 from guardrails_qwen import (
     Action,
@@ -462,7 +463,7 @@ async def test_what_was_not_judged(
     for settings in ({}, {"on_violation": "annotate"}):
         out = await passing([TextNode(text=TEA)], guard, **settings)
         assert texts(out) == left
-        assert all(note(node)["degraded"] for node in out)
+        assert [note(node)["degraded"] for node in out] == [True] * len(left)
 
 
 @pytest.mark.parametrize(
@@ -702,6 +703,7 @@ async def test_a_hundred_queries_of_one_engine(engine: ScriptedEngine) -> None:
         pytest.param({"secret": ""}, TypeError, id="an empty secret"),
         pytest.param({"secret": 5}, TypeError, id="a number for a secret"),
         pytest.param({"on_violation": "reply"}, ValueError, id="another word"),
+        pytest.param({"on_violatoin": "drop"}, ValueError, id="a name that is none"),
     ],
 )
 def test_what_is_wrong_is_told_at_once(
@@ -709,6 +711,36 @@ def test_what_is_wrong_is_told_at_once(
 ) -> None:
     with pytest.raises(error):
         component(**{"guard": guard, **settings})
+
+
+@pytest.mark.parametrize("component", [GuardPostprocessor, GuardTransform])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="none"),
+        pytest.param({"metadata_fields": frozenset({"b", "a"})}, id="a set"),
+        pytest.param({"metadata_fields": ("b", "a")}, id="a tuple"),
+        pytest.param({"metadata_mode": "llm", "on_violation": "raise", "secret": "s"}, id="others"),
+    ],
+)
+def test_what_it_tells_of_itself_makes_another(
+    component: Any, guard: Guard, settings: dict[str, Any]
+) -> None:
+    made = component(guard=guard, **settings)
+    known = {"guard": guard, "secret": settings.get("secret")}
+    again = component.from_dict(made.to_dict(), **known)
+    assert again.to_dict() == component.from_json(made.to_json(), **known).to_dict()
+    assert again.to_dict() == made.to_dict()
+    assert again.on_violation == made.on_violation
+    assert again.metadata_mode is made.metadata_mode
+    with pytest.raises(ValueError, match="on_violatoin"):
+        component.from_dict({**made.to_dict(), "on_violatoin": "drop"}, **known)
+
+
+def test_a_transform_with_a_quarantine_makes_another(guard: Guard) -> None:
+    told = GuardTransform(guard=guard, quarantine=SimpleDocumentStore(), on_outage="policy")
+    again = GuardTransform.from_dict(told.to_dict(), guard=guard)
+    assert (again.quarantine, again.on_outage) == (None, "policy")
 
 
 @pytest.mark.parametrize("component", [GuardPostprocessor, GuardTransform])

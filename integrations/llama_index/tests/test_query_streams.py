@@ -399,6 +399,7 @@ async def test_a_stream_that_nobody_reads_on_closes_its_source(
     assert source.log[-1:] == ([] if way == "never read" else ["closed"])
     assert len(source.log) < 500
     if isinstance(engine, ScriptedStreamEngine):
+        assert bool(engine.sessions) is (way != "never read")
         assert all(session.closed for session in engine.sessions)
 
 
@@ -485,6 +486,7 @@ async def test_a_guarded_engine_may_be_guarded_again(door: str, guard: Guard) ->
     assert response.metadata == {"id-a": {"file": "a"}}
     refused = await asked(door, guard_query_engine(once, guard, on_violation="reply"), "A bomb?")
     assert not isinstance(refused, Response)
+    assert await text_of(refused) == REPLACED
 
 
 def test_a_tool_raises_for_a_blocked_stream(guard: Guard) -> None:
