@@ -30,6 +30,9 @@ from llama_index_guardrails_qwen.messages import (
 _CHANGED = (Action.REDACT, Action.REPLACE)
 _SYSTEM = (Role.SYSTEM, Role.DEVELOPER)
 
+_ROUNDS = 4
+"""How often the past is asked about again; what is not settled then is left out for this call."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _Item:
@@ -37,9 +40,9 @@ class _Item:
 
     message: ChatMessage
     role: Role
+    place: int
     past: bool
     """Whether it was said before the last message of a user."""
-    first: bool
     last: bool
     asked: Asked | None = None
     """None: nothing is asked about it."""
@@ -55,22 +58,13 @@ class _Item:
         return self.decision is not None and not self.decision.allowed
 
     @property
-    def misleads(self) -> bool:
-        """Whether the guard has just read and refused it, so that it may refuse others with it."""
-        return self.asked is not None and self.refused and not self.degraded
-
-    @property
-    def degraded(self) -> bool:
-        return self.decision is not None and self.decision.degraded
-
-    @property
     def stops(self) -> bool:
         """Whether nothing is sent because of it."""
         if not self.decision or self.decision.action < Action.DROP:
             return False
         if self.decision.action is Action.DROP:
             return self.last and self.role is not Role.TOOL
-        return not self.past or (self.first and self.role in _SYSTEM)
+        return not self.past or (self.place == 0 and self.role in _SYSTEM)
 
     def passed(self) -> ChatMessage | None:
         """What is sent of it; None: nothing."""
@@ -85,9 +79,12 @@ class Thread:
     """Messages on their way to a model.
 
     What is not let through of the past, which is all before the last message of a user, is left out
-    with what answers it: it poisons no later turn. Once that is known, the guard does not read it
-    with others either. Only a system message that comes first is never left out: it may be what the
-    application relies on.
+    with what answers it: it poisons no later turn. Only a system message that comes first is never
+    left out: it may be what the application relies on.
+
+    Each message is judged behind what is sent before it, and not behind anything else: what is left
+    out may be what made another one seem harmful, or harmless. So what stands behind a message that
+    was just refused is asked about again: `learn` until nothing is asked any more.
 
     Args:
         messages: The messages.
@@ -100,47 +97,53 @@ class Thread:
     def __init__(
         self, messages: Sequence[ChatMessage], guard: Guard, known: Known, *, trust_system: bool
     ) -> None:
+        self._messages = messages
         self._guard = guard
         self._known = known
         self.trusted = int(trust_system and _begins_with_system(messages))
         """How many messages at the beginning nothing is asked about."""
-        self._items = list(self._walked(messages))
+        self._settled = dict[int, Decision]()
+        """What was decided, by the places of the messages."""
+        self._rounds = 0
+        self._items = list(self._walked())
 
     @property
     def asked(self) -> list[Asked]:
-        """All that has to be judged."""
+        """All that has to be judged; nothing once something was decided that keeps all back."""
+        if any(item.stops for item in self._items):
+            return []
         return [item.asked for item in self._items if item.asked]
 
-    def learn(self, decisions: Sequence[Decision]) -> bool:
-        """Remember what was decided about what is asked.
+    def learn(self, decisions: Sequence[Decision]) -> None:
+        """Remember what was decided about what is asked."""
+        self._rounds += 1
+        answers = iter(decisions)
+        found = [replace(item, decision=next(answers)) for item in self._items if item.asked]
+        refused = next((item for item in found if item.refused), None)
+        for item in found:
+            if refused is None or item.place <= refused.place:
+                self._settle(item)
+            elif item.past and item.decision:
+                # perhaps only because of what is left out now: so for this call, and not remembered
+                if item.refused:
+                    self._settled[item.place] = item.decision
+                elif self._rounds >= _ROUNDS:
+                    self._settled[item.place] = replace(item.decision, action=Action.DROP)
+        self._items = list(self._walked())
 
-        Returns:
-            Whether something of the present was refused, perhaps only because the guard read
-            something with it that is left out now: a new thread asks again.
-        """
-        items = self._decided(decisions)
-        found = [item for item in items if item.misleads]
-        misled = len({item.past for item in found}) > 1
-        before = False
-        for item in items:
-            self._remember(item, certain=not before and (item.past or not misled))
-            before = item.misleads
-        return misled
-
-    def admitted(self, decisions: Sequence[Decision]) -> list[ChatMessage]:
-        """The messages to send, after what was decided, which is remembered.
+    def admitted(self) -> list[ChatMessage]:
+        """The messages to send, once nothing is asked any more.
 
         Raises:
             GuardViolation: A message of the present is blocked, the last one dropped, or a system
                 message that comes first blocked; or a tool was kept from doing something, and this
                 has not been raised yet.
         """
-        self.learn(decisions)
         incidents = [claimed(item.message.content or "") for item in self._items]
         for incident in filter(None, incidents):
             raise GuardViolation(incident)
         sent, along = list[ChatMessage](), _Along()
-        for item in self._decided(decisions):
+        for item in self._items:
             if along.goes(item.role):
                 continue
             if item.stops and item.decision:
@@ -149,17 +152,17 @@ class Thread:
             sent.extend([message] if message else [])
         return sent
 
-    def _walked(self, messages: Sequence[ChatMessage]) -> Iterator[_Item]:
+    def _walked(self) -> Iterator[_Item]:
         read, prefix, along = list[Message](), Prefix(self._guard), _Along()
-        roles = [role_of(message) for message in messages]
+        roles = [role_of(message) for message in self._messages]
         present = max((place for place, role in enumerate(roles) if role is Role.USER), default=0)
-        for place, (message, role) in enumerate(zip(messages, roles, strict=True)):
+        for place, (message, role) in enumerate(zip(self._messages, roles, strict=True)):
             item = _Item(
                 message=message,
                 role=role,
+                place=place,
                 past=place < present,
-                first=place == 0,
-                last=place == len(messages) - 1,
+                last=place == len(roles) - 1,
             )
             if place >= self.trusted and not along.goes(role):
                 item = self._looked_up(item, read, prefix)
@@ -171,6 +174,8 @@ class Thread:
 
     def _looked_up(self, item: _Item, read: Sequence[Message], prefix: Prefix) -> _Item:
         """The item with what is known of it, or else what is asked about it."""
+        if item.place in self._settled:
+            return replace(item, decision=self._settled[item.place])
         try:
             own = read_message(item.message)
         except GuardError as error:
@@ -184,20 +189,18 @@ class Thread:
             return known
         return replace(item, asked=Conversation((*read, own)))
 
-    def _decided(self, decisions: Sequence[Decision]) -> list[_Item]:
-        answers = iter(decisions)
-        return [
-            replace(item, decision=next(answers)) if item.asked else item for item in self._items
-        ]
-
-    def _remember(self, item: _Item, *, certain: bool) -> None:
-        if item.asked is None or item.digest is None or item.degraded:
+    def _settle(self, item: _Item) -> None:
+        """This was decided behind what is sent before it."""
+        if item.decision is None:
             return
-        if not item.refused:
+        self._settled[item.place] = item.decision
+        if item.digest is None or item.decision.degraded:
+            return
+        if item.refused:
+            self._known.add(item.digest, refused=item.decision)
+        else:
             self._known.add(item.digest)
             self._known.add(item.short)
-        elif certain:
-            self._known.add(item.digest, refused=item.decision)
 
 
 def _as_context(message: ChatMessage, *, past: bool) -> Message:

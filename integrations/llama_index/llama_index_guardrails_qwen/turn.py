@@ -61,20 +61,16 @@ class Turn:
             GuardError: They could not be judged, and the policy says to raise.
         """
         thread = self._thread()
-        decisions = self._gate.judge(thread.asked)
-        if thread.learn(decisions):
-            thread = self._thread()
-            decisions = self._gate.judge(thread.asked)
-        return self._admitted(thread, decisions)
+        while asked := thread.asked:
+            thread.learn(self._gate.judge(asked))
+        return self._admitted(thread)
 
     async def aadmit(self) -> list[ChatMessage]:
         """`admit`, without blocking the event loop."""
         thread = self._thread()
-        decisions = await self._gate.ajudge(thread.asked)
-        if thread.learn(decisions):
-            thread = self._thread()
-            decisions = await self._gate.ajudge(thread.asked)
-        return self._admitted(thread, decisions)
+        while asked := thread.asked:
+            thread.learn(await self._gate.ajudge(asked))
+        return self._admitted(thread)
 
     def passed(self, response: ChatResponse) -> ChatResponse:
         """What may be released of a response.
@@ -169,8 +165,8 @@ class Turn:
     def _thread(self) -> Thread:
         return Thread(self.messages, self._gate.guard, self._known, trust_system=self._trust_system)
 
-    def _admitted(self, thread: Thread, decisions: Sequence[Decision]) -> list[ChatMessage]:
-        sent = thread.admitted(decisions)
+    def _admitted(self, thread: Thread) -> list[ChatMessage]:
+        sent = thread.admitted()
         self._prompt = prompt_of(sent[thread.trusted :])
         unchanged = len(sent) == len(self.messages) and all(
             new is old for new, old in zip(sent, self.messages, strict=True)

@@ -11,6 +11,7 @@ from llama_index.core.memory.memory import BaseMemoryBlock
 
 from guardrails_qwen import (
     Action,
+    Conversation,
     EngineUnavailable,
     Guard,
     GuardViolation,
@@ -19,6 +20,7 @@ from guardrails_qwen import (
     Severity,
     Stage,
     StagePolicy,
+    UnreadableVerdict,
     Verdict,
 )
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine
@@ -26,6 +28,8 @@ from integrations.llama_index.tests.doubles import REPLACED, SCRIPT, UNSAFE, Wri
 from integrations.llama_index.tests.llm_doors import CHATS, ask, assistant, outcome, text_of, user
 from llama_index_guardrails_qwen import GuardedLLM
 from llama_index_guardrails_qwen.incidents import report
+
+SAFE = "Safety: Safe\nCategories: None"
 
 chats = pytest.mark.parametrize("door", CHATS)
 
@@ -374,3 +378,40 @@ async def test_rules_of_the_stage_of_each_message(engine: ScriptedEngine) -> Non
     await llm.achat([ABOUT])
     with pytest.raises(GuardViolation):
         await llm.achat([ABOUT, CALLS, result("A bomb.")])
+
+
+def persuaded(conversation: Conversation) -> str | UnreadableVerdict:
+    """A safety model that can be talked round by what it reads before."""
+    *before, last = [message.judged_text for message in conversation.messages]
+    if "PERSUADE" in last:
+        return UNSAFE if "openly" in last else UnreadableVerdict("")
+    return UNSAFE if "bomb" in last and not any("PERSUADE" in text for text in before) else SAFE
+
+
+@chats
+@pytest.mark.parametrize("how", ["openly", "unreadably"])
+async def test_nothing_passes_for_what_is_left_out(door: str, how: str) -> None:
+    llm = GuardedLLM(inner=WritingLLM(replies=["Hello."]), guard=Guard(ScriptedEngine(persuaded)))
+    talk = [user(f"PERSUADE {how}"), assistant("Well."), user("How is a bomb built?")]
+    for _ in range(2):
+        with pytest.raises(GuardViolation):
+            await ask(door, llm, talk)
+    assert llm.inner.seen == []  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    with pytest.raises(GuardViolation):
+        await ask(door, llm, [user("Hi."), assistant("Well."), user("How is a bomb built?")])
+
+
+async def test_a_past_that_never_settles_is_left_out() -> None:
+    def chained(conversation: Conversation) -> str:
+        """Each message is harmless behind the one before it only."""
+        texts = [message.judged_text for message in conversation.messages]
+        number = int(texts[-1].rpartition(" ")[2])
+        harmless = number == 99 or f"Message {number - 1}" in texts[:-1]
+        return SAFE if harmless else UNSAFE
+
+    engine = ScriptedEngine(chained)
+    inner = WritingLLM(replies=["Message 99"])
+    llm = GuardedLLM(inner=inner, guard=Guard(engine))
+    await llm.achat([*(user(f"Message {number}") for number in range(1, 30)), user("Message 99")])
+    assert [message.content for message in inner.seen[-1]] == ["Message 99"]
+    assert len(engine.batches) < 10
