@@ -78,7 +78,6 @@ class Run:
             say = self._chat(index) if index else self._agent()
             await self._turn(say, self.scenario.question, [*self.scenario.history])
             sent = len(self.written.seen)
-            self.sink.hear("memory", self.memory.get_all())
             self.written.replies = [*([""] * sent), *self.scenario.later]
             await self._turn(say, NEXT, [])
         for messages in self.written.seen[:sent]:
@@ -92,8 +91,9 @@ class Run:
     ) -> None:
         try:
             await say(question, history)
-        except (GuardError, WorkflowRuntimeError) as error:
+        except (GuardError, WorkflowRuntimeError) as error:  # the latter after too many tries
             self.sink.hear("error", error)
+        self.sink.hear("memory", self.memory.get_all())
 
     def _index(self) -> VectorStoreIndex:
         nodes = [self.scenario.node.model_copy(), TextNode(text="Tea is a word of three letters.")]
