@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -73,6 +74,6 @@ def digests_of(messages: Sequence[Message], guard: Guard) -> list[bytes]:
 
 
 def _mark(message: Message) -> bytes:
-    calls = [part for call in message.tool_calls for part in (call.name, call.arguments)]
-    parts = [message.role.value, message.name or "", message.text, *calls, *message.images]
-    return sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).digest()
+    calls = [[call.name, call.arguments] for call in message.tool_calls]
+    said = [message.role.value, message.name, message.text, calls, message.images]
+    return sha256(json.dumps(said).encode()).digest()

@@ -7,7 +7,7 @@ import pytest
 
 from guardrails_qwen import Action, Guard, Message, Policy, Role, Stage, ToolCall
 from guardrails_qwen.testing import ScriptedEngine
-from llama_index_guardrails_qwen.known import Known, digests_of
+from llama_index_guardrails_qwen.known import Known, Prefix, digests_of
 
 HI = Message(role=Role.USER, text="Hi.")
 HO = Message(role=Role.ASSISTANT, text="Ho.")
@@ -80,3 +80,11 @@ def test_copies_share_it_and_other_processes_begin_anew() -> None:
     known.add(b"a")
     assert b"a" in copy.deepcopy(known)
     assert b"a" not in pickle.loads(pickle.dumps(known))
+
+
+def test_pictures_are_not_taken_for_calls(guard: Guard) -> None:
+    one, two = "https://example.com/a.png", "https://example.com/b.png"
+    shows = Message(role=Role.USER, text="Look.", images=(one, two))
+    calls = Message(role=Role.USER, text="Look.", tool_calls=(ToolCall(name=one, arguments=two),))
+    assert digests_of([shows], guard) != digests_of([calls], guard)
+    assert Prefix(guard).then(shows) != Prefix(guard).then(calls)
