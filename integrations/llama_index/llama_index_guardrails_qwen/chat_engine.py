@@ -106,7 +106,7 @@ class GuardedChatEngine(BaseChatEngine):
             answer = Answer(came="".join(texts_of(response)), response=response)
             settled = turn.settle(memory.written, answer)
         except GuardViolation as violation:
-            return AgentChatResponse(response=turn.instead(violation))
+            return AgentChatResponse(response=self._gate.instead(violation))
         memory.commit(settled.messages)
         return _released(response, settled)
 
@@ -128,7 +128,7 @@ class GuardedChatEngine(BaseChatEngine):
             answer = Answer(came=came, response=response)
             settled = await turn.asettle(memory.written, answer)
         except GuardViolation as violation:
-            return AgentChatResponse(response=turn.instead(violation))
+            return AgentChatResponse(response=self._gate.instead(violation))
         await memory.acommit(settled.messages)
         return _released(response, settled)
 
@@ -155,7 +155,7 @@ class GuardedChatEngine(BaseChatEngine):
                 turn.message, chat_history=given if chat_history else chat_history, **options
             )
         except GuardViolation as violation:
-            return GuardedChatStream(chat_stream=one_chunk(turn.instead(violation)))
+            return GuardedChatStream(chat_stream=one_chunk(self._gate.instead(violation)))
         return ChatReply(self._gate, turn, memory, response).stream()
 
     @override
@@ -173,7 +173,7 @@ class GuardedChatEngine(BaseChatEngine):
                 turn.message, chat_history=given if chat_history else chat_history, **options
             )
         except GuardViolation as violation:
-            return GuardedChatStream(achat_stream=aone_chunk(turn.instead(violation)))
+            return GuardedChatStream(achat_stream=aone_chunk(self._gate.instead(violation)))
         return ChatReply(self._gate, turn, memory, response).astream()
 
     @override

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator, Generator
 
-from llama_index.core.base.llms.types import ChatResponse, MessageRole
+from llama_index.core.base.llms.types import ChatResponse
 
 from guardrails_qwen import Action, Decision, GuardViolation
-from guardrails_qwen.streaming import (
-    Block,
-    Event,
-    Redact,
-    Release,
-    aclose_source,
-    aclosed_after,
-    close_source,
-    closed_after,
-)
+from guardrails_qwen.streaming import aclose_source, aclosed_after, close_source, closed_after
 from llama_index_guardrails_qwen.chat_streams import GuardedChatStream, atexts_of, texts_of
 from llama_index_guardrails_qwen.chat_turn import Answer, ChatTurn, Settled
 from llama_index_guardrails_qwen.gate import Gate
 from llama_index_guardrails_qwen.live import Live
-from llama_index_guardrails_qwen.messages import said
+from llama_index_guardrails_qwen.reply import Reply
 from llama_index_guardrails_qwen.staged_memory import StagedMemory
 
 
@@ -41,7 +32,7 @@ class ChatReply:
         self._memory = memory
         self._response = response
         self._came = ""
-        self._told = ""
+        self._reply = Reply()
 
     def stream(self) -> GuardedChatStream:
         """The reply, to be read."""
@@ -64,16 +55,16 @@ class ChatReply:
                     events = live.feed(self._next(text))
                     if live.over:
                         close_source(source)
-                    yield from self._passed(events)
+                    yield from self._reply.passed(events)
                     if live.over:
                         break
-                yield from self._passed(live.finish() if not live.over else [])
+                yield from self._reply.passed(live.finish() if not live.over else [])
             if answer := self._answer(live.decision):
                 settled = self._turn.settle(self._memory.written, answer)
                 self._memory.commit(settled.messages)
                 _show_sources(stream, self._response, settled)
         except GuardViolation as violation:
-            yield self._closed(self._turn.instead(violation))
+            yield self._reply.closed(self._gate.instead(violation), violation.decision)
 
     async def _amoderated(self, stream: GuardedChatStream) -> AsyncGenerator[ChatResponse, None]:
         source = atexts_of(self._response)
@@ -85,49 +76,29 @@ class ChatReply:
                         events = await live.afeed(self._next(text))
                         if live.over:
                             await aclose_source(source)
-                        for chunk in self._passed(events):
+                        for chunk in self._reply.passed(events):
                             yield chunk
                         if live.over:
                             break
-                    for chunk in self._passed(await live.afinish() if not live.over else []):
+                    for chunk in self._reply.passed(await live.afinish() if not live.over else []):
                         yield chunk
             if answer := self._answer(live.decision):
                 settled = await self._turn.asettle(self._memory.written, answer)
                 await self._memory.acommit(settled.messages)
                 _show_sources(stream, self._response, settled)
         except GuardViolation as violation:
-            yield self._closed(self._turn.instead(violation))
+            yield self._reply.closed(self._gate.instead(violation), violation.decision)
 
     def _next(self, text: str) -> str:
         self._came += text
         return text
-
-    def _passed(self, events: Iterable[Event]) -> Generator[ChatResponse, None, None]:
-        for event in events:
-            if isinstance(event, Release):
-                yield self._chunk(event.text)
-            elif isinstance(event, Redact):
-                yield self._chunk(event.marker)
-            elif isinstance(event, Block):
-                if event.closing is None:
-                    raise GuardViolation(event.decision)
-                yield self._closed(event.closing)
-
-    def _chunk(self, text: str) -> ChatResponse:
-        self._told += text
-        return ChatResponse(message=said(MessageRole.ASSISTANT, self._told), delta=text)
-
-    def _closed(self, text: str) -> ChatResponse:
-        """The last chunk of a reply that ends early."""
-        apart = " " if text and self._told and not self._told[-1].isspace() else ""
-        return self._chunk(apart + text)
 
     def _answer(self, decision: Decision | None) -> Answer | None:
         """What was answered; None where nothing of it is to be remembered."""
         if decision and decision.action in (Action.BLOCK, Action.DROP):
             return None
         return Answer(
-            came=self._came, released=self._told, decision=decision, response=self._response
+            came=self._came, released=self._reply.told, decision=decision, response=self._response
         )
 
 

@@ -62,7 +62,10 @@ class Settled:
 class _Open:
     """What is still to be judged when an engine has answered."""
 
+    written: list[ChatMessage]
+    """All that the engine wrote to its memory."""
     messages: list[ChatMessage]
+    """What is judged of it, and the reply, if that is still to be."""
     reply: ChatMessage | None
     """The reply, in the memory or not; None where nothing was said."""
 
@@ -123,21 +126,13 @@ class ChatTurn:
         """
         left = self._left(written, answer)
         asked = [*self._about(left.messages), *self._beside(answer)]
-        return self._settled(written, answer, left, self._gate.judge(asked))
+        return self._settled(answer, left, self._gate.judge(asked))
 
     async def asettle(self, written: Sequence[ChatMessage], answer: Answer) -> Settled:
         """`settle`, without blocking the event loop."""
         left = self._left(written, answer)
         asked = [*self._about(left.messages), *self._beside(answer)]
-        return self._settled(written, answer, left, await self._gate.ajudge(asked))
-
-    def instead(self, violation: GuardViolation) -> str:
-        """What is answered in place of what was kept from passing; of what was dropped, nothing.
-
-        Raises:
-            GuardViolation: That one, where nothing is.
-        """
-        return self._gate.instead(violation)
+        return self._settled(answer, left, await self._gate.ajudge(asked))
 
     def _call(self, messages: Sequence[ChatMessage]) -> Turn:
         """A model is about to be called with messages, whoever does that."""
@@ -167,6 +162,7 @@ class ChatTurn:
         return [Conversation((*before, message))] if text else []
 
     def _left(self, written: Sequence[ChatMessage], answer: Answer) -> _Open:
+        written = self._attributed(written, answer.came)
         others = [message for message in written if message != self._message]
         replies = [message for message in others if _says(message, answer.came)]
         reply = replies[-1] if replies else None
@@ -174,15 +170,22 @@ class ChatTurn:
             others = [message for message in others if message is not reply]
         elif reply is None:
             others.append(reply := said(MessageRole.ASSISTANT, answer.came))
-        return _Open(messages=others, reply=reply)
+        return _Open(written=written, messages=others, reply=reply)
 
-    def _settled(
-        self,
-        written: Sequence[ChatMessage],
-        answer: Answer,
-        left: _Open,
-        decisions: Sequence[Decision],
-    ) -> Settled:
+    def _attributed(self, written: Sequence[ChatMessage], came: str) -> list[ChatMessage]:
+        """What was written, the reply as the assistant's: models may leave that to be guessed.
+
+        A message of LlamaIndex is the user's where nothing is said.
+        """
+        own = next((message for message in written if message == self._message), None)
+        return [
+            message.model_copy(update={"role": MessageRole.ASSISTANT})
+            if message is not own and _says(message, came, by=Role.USER)
+            else message
+            for message in written
+        ]
+
+    def _settled(self, answer: Answer, left: _Open, decisions: Sequence[Decision]) -> Settled:
         decisions, beside = decisions[: len(left.messages)], decisions[len(left.messages) :]
         found = {id(message): one for message, one in zip(left.messages, decisions, strict=True)}
         decision = answer.decision or found[id(left.reply)]
@@ -190,7 +193,7 @@ class ChatTurn:
             if one.action is Action.BLOCK or (one is decision and one.action is Action.DROP):
                 raise GuardViolation(one)
         kept = list[ChatMessage]()
-        for message in written:
+        for message in left.written:
             one = found.get(id(message))
             if message is left.reply and answer.decision:
                 kept.append(_released(message, answer))
@@ -216,10 +219,8 @@ class ChatTurn:
             self._known.add(digest)
 
 
-def _says(message: ChatMessage, text: str) -> bool:
-    if role_of(message) is not Role.ASSISTANT:
-        return False
-    return (message.content or "").strip() == text.strip()
+def _says(message: ChatMessage, text: str, *, by: Role = Role.ASSISTANT) -> bool:
+    return role_of(message) is by and (message.content or "").strip() == text.strip()
 
 
 def _released(message: ChatMessage, answer: Answer) -> ChatMessage:

@@ -68,6 +68,11 @@ class Reply:
                 yield self.closed(event.closing, event.decision)
 
     @property
+    def told(self) -> str:
+        """Its text, as far as it has left."""
+        return self._told
+
+    @property
     def whole(self) -> ChatMessage | None:
         """The reply, if it has to be judged as a whole; None where its text is all that it says."""
         if self._last is None:

@@ -35,6 +35,10 @@ from guardrails_qwen import (
     GuardViolation,
     OnError,
     Policy,
+    Role,
+    Rule,
+    Stage,
+    StagePolicy,
 )
 from guardrails_qwen.streaming import Streaming
 from guardrails_qwen.testing import FailingEngine, ScriptedEngine
@@ -267,6 +271,26 @@ async def test_what_was_redacted_is_remembered_as_it_was_released(
     assert history(engine) == [("user", asked), ("assistant", text)]
     assert response.sources == []
     assert "bomb" not in str(memory.ever) + str(llm.seen) + repr(response)
+
+
+@pytest.mark.parametrize(
+    "action", [Action.ALLOW, Action.REDACT, Action.REPLACE, Action.BLOCK], ids=lambda it: it.label
+)
+async def test_a_reply_is_the_assistants_whoever_the_model_says_it_is_by(
+    say: Say, memory: Watched, engine: ScriptedEngine, action: Action
+) -> None:
+    # ChatMessage is by the user unless told otherwise
+    reply = LLMResponse(message=ChatMessage(content=BAD_REPLY), delta=BAD_REPLY)
+    inner = SimpleChatEngine.from_defaults(llm=WritingLLM(replies=[[reply]]), memory=memory)
+    output = StagePolicy(rules=(Rule(action=action),))
+    policy = Policy(name="output", default=StagePolicy(), stages={Stage.OUTPUT: output})
+    guarded = guard_chat_engine(inner, Guard(engine, policy), on_violation="reply")
+    text = (await say(guarded, ASK))[0]
+    assert "bomb" not in text or action is Action.ALLOW
+    passed = action is not Action.BLOCK
+    assert history(guarded) == ([("user", ASK), ("assistant", text)] if passed else [])
+    asked = [one.messages[-1] for one in engine.seen]
+    assert {message.text for message in asked if message.role is Role.USER} == {ASK}
 
 
 async def test_what_is_dropped_leaves_nothing(
