@@ -49,7 +49,9 @@ class GuardedQueryEngine(BaseQueryEngine):
 
     It is asked like the engine inside: `query`, `retrieve`, `synthesize` and their asynchronous
     doors, prompts and callback manager. Nothing else of that engine is reached through this one,
-    because it would be unguarded: ask `inner` for it.
+    because it would be unguarded: ask `inner` for it. What asks for a `RetrieverQueryEngine` by its
+    type, as `CondenseQuestionChatEngine` does before it lets an answer stream, does not find one:
+    guard that chat engine, or make the engine inside with `streaming=True`.
 
     What handlers are told is not judged, neither of this engine's queries as they came nor of what
     the engine inside does. Put a `GuardedLLM` inside where they may not hear it. Errors of the
@@ -215,14 +217,29 @@ class GuardedQueryEngine(BaseQueryEngine):
         return settled(self._gate, response, dict(zip(asked, decisions, strict=True)))
 
 
-def guard_query_engine(engine: BaseQueryEngine, guard: Guard, **options: Any) -> GuardedQueryEngine:
-    """`GuardedQueryEngine(engine, guard, **options)`: one line around an engine.
+def guard_query_engine(  # noqa: PLR0913 - all but the first two by name
+    engine: BaseQueryEngine,
+    guard: Guard,
+    *,
+    on_violation: OnViolation = "raise",
+    streaming: Streaming = _STREAMING,
+    check_input: bool = True,
+    check_output: bool = True,
+) -> GuardedQueryEngine:
+    """`GuardedQueryEngine` with the same arguments: one line around an engine.
 
     ```python
     engine = guard_query_engine(index.as_query_engine(), Guard.from_pretrained("tiny"))
     ```
     """
-    return GuardedQueryEngine(engine, guard, **options)
+    return GuardedQueryEngine(
+        engine,
+        guard,
+        on_violation=on_violation,
+        streaming=streaming,
+        check_input=check_input,
+        check_output=check_output,
+    )
 
 
 def _require_engine(engine: object) -> BaseQueryEngine:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -13,15 +12,14 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from guardrails_qwen import Action, Conversation, Decision, Stage
 from guardrails_qwen.streaming import (
-    GuardedStream,
     aclose_quietly,
     aclosed_after,
     close_quietly,
     closed_after,
     readable,
 )
-from llama_index_guardrails_qwen.check import Check
 from llama_index_guardrails_qwen.gate import Asked, Gate
+from llama_index_guardrails_qwen.live import Live
 from llama_index_guardrails_qwen.objects import Growing
 from llama_index_guardrails_qwen.queries import context_of
 from llama_index_guardrails_qwen.responses import (
@@ -79,19 +77,12 @@ class _Reply:
         told = None if self.response.metadata is None else dict[str, Any]()
         object.__setattr__(self, "metadata", told)
 
-    @contextmanager
-    def checked(self) -> Generator[GuardedStream, None, None]:
-        """The guard's stream, closed at the end, with its decision in an event."""
+    def live(self) -> Live:
+        """The guard's stream, which knows the query."""
+        live = Live(self.gate)
         context = context_of(self.query)
-        settings = replace(self.gate.streaming, closing=self.gate.closing)
-        guard = self.gate.guard
-        with Check(guard, self.gate.component, 1, Stage.OUTPUT) as check:
-            stream = guard.stream(Conversation(context) if context else None, settings=settings)
-            try:
-                yield stream
-            finally:
-                stream.close()
-                check.note([stream.decision] if stream.decision else [])
+        live.prompt = Conversation(context) if context else None
+        return live
 
     def text_of(self, item: object) -> str:
         """What can be moderated of an item at once; nothing of one that has to wait."""
@@ -120,16 +111,14 @@ class _Reply:
         """All texts in one piece, and what the other items say; nothing where none is held."""
         return "\n".join(["".join(self.said), self.told.text()]) if self.held else ""
 
-    def rest(
-        self, stream: GuardedStream, decisions: Mapping[str, Decision]
-    ) -> Generator[Any, None, None]:
+    def rest(self, live: Live, decisions: Mapping[str, Decision]) -> Generator[Any, None, None]:
         """What leaves at the end, and what is to be known of it."""
         held = decisions.get(ANSWER)
         if held and not held.allowed:
             yield from [text] if (text := text_instead(self.gate, held)) else []
             return
         yield from self.held
-        if passes(stream.decision):
+        if passes(live.decision):
             self.nodes.extend(self.response.source_nodes or ())
             told = (self.response.metadata or {}) if passes(decisions.get(ASIDE)) else None
             if self.metadata is not None:
@@ -137,43 +126,41 @@ class _Reply:
 
 
 def _texts(reply: _Reply, response: StreamingResponse) -> Generator[Any, None, None]:
-    with reply.checked() as stream, closed_after(response.response_gen) as parts:
+    with reply.live() as live, closed_after(response.response_gen) as parts:
         parts.insert(0, items := iter(response.response_gen or ()))
         for item in chain(_begun(response), items):
-            text = reply.text_of(item)
-            events = stream.feed(text) if text else []
-            if stream.over:
+            events = live.feed(reply.text_of(item))
+            if live.over:
                 close_quietly(parts)
             yield from readable(events)
-            if stream.over:
+            if live.over:
                 return
-        yield from readable(stream.finish() if reply.said else [])
-        if _ends(stream):
+        yield from readable(live.finish())
+        if _ends(live):
             return
         asked = reply.asked()
         decisions = _named(asked, reply.gate.judge([*asked.values()], Stage.OUTPUT))
-        yield from reply.rest(stream, decisions)
+        yield from reply.rest(live, decisions)
 
 
 async def _atexts(reply: _Reply, response: AsyncStreamingResponse) -> AsyncGenerator[Any, None]:
-    with reply.checked() as stream:
+    with reply.live() as live:
         async with aclosed_after(response.response_gen) as parts:
             async for item in _preceded(_begun(response), response.response_gen):
-                text = reply.text_of(item)
-                events = await stream.afeed(text) if text else []
-                if stream.over:
+                events = await live.afeed(reply.text_of(item))
+                if live.over:
                     await aclose_quietly(parts)
                 for piece in readable(events):
                     yield piece
-                if stream.over:
+                if live.over:
                     return
-            for piece in readable(await stream.afinish() if reply.said else []):
+            for piece in readable(await live.afinish()):
                 yield piece
-            if _ends(stream):
+            if _ends(live):
                 return
             asked = reply.asked()
             decisions = _named(asked, await reply.gate.ajudge([*asked.values()], Stage.OUTPUT))
-            for piece in reply.rest(stream, decisions):
+            for piece in reply.rest(live, decisions):
                 yield piece
 
 
@@ -192,9 +179,9 @@ async def _preceded(
             yield item
 
 
-def _ends(stream: GuardedStream) -> bool:
+def _ends(live: Live) -> bool:
     """Whether nothing follows what was said: it was blocked, replaced or dropped."""
-    return stream.decision is not None and stream.decision.action > Action.REDACT
+    return live.decision is not None and live.decision.action > Action.REDACT
 
 
 def _named(asked: Mapping[str, Asked], decisions: Sequence[Decision]) -> dict[str, Decision]:

@@ -477,6 +477,26 @@ async def test_events_tell_what_was_decided_when_it_was(door: str, guard: Guard)
     assert "bomb" not in repr(told)
 
 
+@pytest.mark.parametrize(
+    ("items", "texts"),
+    [
+        pytest.param((), [], id="nothing"),
+        pytest.param((None, ""), [], id="nothing that is said"),
+        pytest.param(GROWING, [1], id="objects"),
+        pytest.param(FINE, [1], id="texts"),
+        pytest.param(("Mix. ", *GROWING), [1, 1], id="texts and objects"),
+    ],
+)
+async def test_events_tell_of_checks_of_what_was_said(
+    door: str, guard: Guard, items: tuple[Any, ...], texts: list[int]
+) -> None:
+    with heard() as (events, _):
+        guarded = guard_query_engine(answering(door, Source(*items)), guard, check_input=False)
+        await read(await asked(door, guarded, "How?"))
+    assert [start.texts for start in events.of(GuardCheckStartEvent)] == texts
+    assert [len(end.decisions) for end in events.of(GuardCheckEndEvent)] == texts
+
+
 async def test_a_guarded_engine_may_be_guarded_again(door: str, guard: Guard) -> None:
     once = guard_query_engine(answering(door, Source(*FINE)), guard)
     twice = guard_query_engine(once, guard, on_violation="reply")
