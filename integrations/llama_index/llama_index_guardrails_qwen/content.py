@@ -27,6 +27,7 @@ _CALLS = ("tool_calls", "function_call")
 """Additional arguments that are calls."""
 
 _SHOWN = re.compile(r"[A-Za-z0-9_.-]{1,24}")
+_ESCAPE = re.compile(r"\\+u([0-9a-fA-F]{4})")
 
 
 def words(message: ChatMessage) -> str:
@@ -41,14 +42,14 @@ def words(message: ChatMessage) -> str:
 def hidden(message: ChatMessage) -> str:
     """What else is in a message for somebody to read: thoughts, sources, additional arguments.
 
-    Where two blocks meet in the middle of a word, this is also the text in one piece.
+    This is also the text as `read_otherwise` gives it.
 
     Raises:
         ConversationError: Something in it cannot be judged by a text model.
     """
     more = {key: item for key, item in message.additional_kwargs.items() if key not in _CALLS}
     beside = [text for block in message.blocks for text in _beside_words(block)]
-    return "\n".join([*texts_in(more), *beside, *in_one_piece(message)])
+    return "\n".join([*texts_in(more), *beside, *read_otherwise(message)])
 
 
 def tool_calls(message: ChatMessage) -> tuple[ToolCall, ...]:
@@ -71,11 +72,12 @@ def images(message: ChatMessage) -> tuple[str, ...]:
 
 
 def is_words(message: ChatMessage) -> bool:
-    """Whether one text is all that a message says."""
+    """Whether one text is all that a message says, however it is read."""
     return (
         not message.additional_kwargs
         and len(message.blocks) <= 1
         and all(isinstance(block, TextBlock) for block in message.blocks)
+        and not any(read_otherwise(message))
     )
 
 
@@ -114,14 +116,23 @@ def _beside_words(block: object) -> Iterator[str]:
         yield from texts_in([block.title, block.source, block.additional_location_info])
 
 
-def in_one_piece(message: ChatMessage) -> Iterator[str]:
-    """The text without line ends, where two blocks meet in the middle of a word.
+def read_otherwise(message: ChatMessage) -> Iterator[str]:
+    """The text as others may read it.
 
-    Models may be given blocks without anything in between.
+    Models may be given blocks without anything in between: where two of them meet in the middle of
+    a word, that is the text without line ends. Agents find calls in a text and read them as JSON:
+    where it has escapes, that is the text without them.
     """
     texts = [text for block in message.blocks for text in _words_of(block) if text]
     if any(left[-1].isalnum() and right[0].isalnum() for left, right in pairwise(texts)):
         yield "".join(texts)
+    if any(map(_ESCAPE.search, texts)):
+        yield _unescaped("\n".join(texts))
+
+
+def _unescaped(text: str) -> str:
+    plain = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
+    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _call_forms(message: ChatMessage) -> Iterable[object]:

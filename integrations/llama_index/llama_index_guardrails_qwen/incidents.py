@@ -14,9 +14,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections import OrderedDict
+from collections.abc import Iterable
 from threading import Lock
 
-from guardrails_qwen import Decision
+from guardrails_qwen import Decision, GuardViolation
 
 _KEPT = 1_000
 """Incidents that nobody claimed yet; then the oldest are forgotten."""
@@ -48,3 +49,14 @@ def claimed(text: str) -> Decision | None:
     with _lock:
         found = [_incidents.pop(number, None) for number in numbers]
     return next((decision for decision in found if decision), None)
+
+
+def raise_claimed(texts: Iterable[str]) -> None:
+    """Claim the notices in all of the texts.
+
+    Raises:
+        GuardViolation: There were any; it is about the first.
+    """
+    found = [claimed(text) for text in texts]
+    for decision in filter(None, found):
+        raise GuardViolation(decision)

@@ -75,5 +75,5 @@ def digests_of(messages: Sequence[Message], guard: Guard) -> list[bytes]:
 
 def _mark(message: Message) -> bytes:
     calls = [[call.name, call.arguments] for call in message.tool_calls]
-    said = [message.role.value, message.name, message.text, calls, message.images]
-    return sha256(json.dumps(said).encode()).digest()
+    parts = [message.role.value, message.name, message.text, calls, message.images]
+    return sha256(json.dumps(parts).encode()).digest()

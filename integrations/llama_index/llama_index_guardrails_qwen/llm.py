@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -27,6 +26,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
 )
+from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.llms.structured_llm import StructuredLLM
@@ -50,7 +50,9 @@ from llama_index_guardrails_qwen.completions import (
     messages_of,
 )
 from llama_index_guardrails_qwen.gate import Gate, OnViolation, require_guard
+from llama_index_guardrails_qwen.incidents import raise_claimed
 from llama_index_guardrails_qwen.known import Known
+from llama_index_guardrails_qwen.portable import require_portable
 from llama_index_guardrails_qwen.turn import Turn
 
 _TAKEN_OVER = (
@@ -125,7 +127,12 @@ class GuardedLLM(FunctionCallingLLM):
     )
 
     def __init__(self, *, inner: LLM, guard: Guard, **fields: Any) -> None:
-        """Args: fields: those above, and those of models; by default those of `inner`.
+        """Take over from `inner` what is not given: its prompts, its callback manager and so on.
+
+        Args:
+            inner: See above.
+            guard: See above.
+            fields: Those above, and those of models.
 
         Raises:
             TypeError: `inner` is no model or a structured one, or `guard` is no guard.
@@ -191,7 +198,7 @@ class GuardedLLM(FunctionCallingLLM):
             PicklingError: The guard cannot be, because its engine is live, or the inner model.
         """
         for name, part in (("guard", self.guard), ("inner model", self.inner)):
-            _require_portable(name, part)
+            require_portable(name, part)
         return super().__getstate__()
 
     @chat_callback
@@ -290,6 +297,36 @@ class GuardedLLM(FunctionCallingLLM):
             response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
         )
 
+    @override
+    def predict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
+        """What the tools give that are called. No model reads it, so this raises what they report.
+
+        Raises:
+            GuardViolation: The messages or the reply are blocked, or a guarded tool is.
+        """
+        try:
+            answer = super().predict_and_call(tools, *args, **kwargs)
+        except ValueError as error:  # quotes what tools gave
+            raise_claimed([str(error)])
+            raise
+        raise_claimed(source.content for source in answer.sources)
+        return answer
+
+    @override
+    async def apredict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
+        """The same."""
+        try:
+            answer = await super().apredict_and_call(tools, *args, **kwargs)
+        except ValueError as error:
+            raise_claimed([str(error)])
+            raise
+        raise_claimed(source.content for source in answer.sources)
+        return answer
+
     def _answer(self, messages: Sequence[ChatMessage], call: _Call) -> ChatResponse:
         turn = self._turn(messages)
         try:
@@ -352,16 +389,3 @@ class GuardedLLM(FunctionCallingLLM):
         if not isinstance(self.inner, FunctionCallingLLM):
             raise ValueError(f"{self.inner.class_name()} is no model that calls tools")  # noqa: TRY004
         return self.inner
-
-
-def _require_portable(name: str, part: object) -> None:
-    try:
-        pickle.dumps(part)
-    except Exception as error:  # noqa: BLE001 - pickling raises anything
-        cause = type(error).__name__
-    else:
-        return
-    raise pickle.PicklingError(
-        f"the {name} of a GuardedLLM cannot be sent to another process ({cause}): make the model "
-        "there"
-    )

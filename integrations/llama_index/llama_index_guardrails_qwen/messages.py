@@ -20,8 +20,8 @@ from guardrails_qwen.fields import is_token
 from llama_index_guardrails_qwen.content import (
     hidden,
     images,
-    in_one_piece,
     is_words,
+    read_otherwise,
     tool_calls,
     words,
 )
@@ -121,8 +121,8 @@ def _own_text(message: ChatMessage, decision: Decision) -> str:
         preface, own = hidden(message), words(message)
     except ConversationError:
         return ""
-    if any(in_one_piece(message)):
-        return ""  # it cannot be told in which of the two readings the offence is
+    if any(read_otherwise(message)):
+        return ""  # it cannot be told in which of the readings the offence is
     if own and text.endswith(own):
         return own
     return text.removeprefix(f"{preface}\n") if preface else text

@@ -91,10 +91,10 @@ async def aunheard_call(call: Callable[[], Awaitable[_T]]) -> _T:
 
 def unheard_steps(call: Callable[[], Iterator[_T]]) -> Generator[_T, None, None]:
     """What a call gives, each step unheard; closed, it is closed."""
-    silence = _Silence()
-    with _kept(silence):
-        source = call()
+    silence, source = _Silence(), None
     try:
+        with _kept(silence):
+            source = call()
         while True:
             with _kept(silence):
                 try:
@@ -112,10 +112,10 @@ async def aunheard_steps(
     call: Callable[[], Awaitable[AsyncIterator[_T]]],
 ) -> AsyncGenerator[_T, None]:
     """The same. All steps run in the task that asks for them, as if nothing were in between."""
-    silence = _Silence()
-    with _kept(silence):
-        source = await call()
+    silence, source = _Silence(), None
     try:
+        with _kept(silence):
+            source = await call()
         while True:
             with _kept(silence):
                 try:

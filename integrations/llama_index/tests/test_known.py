@@ -9,6 +9,7 @@ from guardrails_qwen import Action, Guard, Message, Policy, Role, Stage, ToolCal
 from guardrails_qwen.testing import ScriptedEngine
 from llama_index_guardrails_qwen.known import Known, Prefix, digests_of
 
+PICTURE = "https://a.example/b.png"
 HI = Message(role=Role.USER, text="Hi.")
 HO = Message(role=Role.ASSISTANT, text="Ho.")
 
@@ -24,7 +25,7 @@ def guard() -> Guard:
         ([HI], [HO]),
         ([HI], [Message(role=Role.ASSISTANT, text="Hi.")]),
         ([HI], [Message(role=Role.USER, text="Hi.", name="Ann")]),
-        ([HI], [Message(role=Role.USER, text="Hi.", images=("https://a.example/b.png",))]),
+        ([HI], [Message(role=Role.USER, text="Hi.", images=(PICTURE,))]),
         ([HI, HO], [HO, HO]),
         ([HO], [HI, HO]),
         (
@@ -35,8 +36,12 @@ def guard() -> Guard:
             [Message(role=Role.USER, text="ab", name="c")],
             [Message(role=Role.USER, text="b", name="ca")],
         ),
+        (
+            [Message(role=Role.USER, tool_calls=(ToolCall(name=PICTURE, arguments=PICTURE),))],
+            [Message(role=Role.USER, images=(PICTURE, PICTURE))],
+        ),
     ],
-    ids=["text", "role", "name", "picture", "before", "first", "call", "shifted"],
+    ids=["text", "role", "name", "picture", "before", "first", "call", "shifted", "call-picture"],
 )
 def test_what_is_read_otherwise_is_another(
     one: list[Message], other: list[Message], guard: Guard

@@ -16,7 +16,7 @@ from guardrails_qwen.testing import ScriptedEngine
 from integrations.llama_index.tests.agents.building import of_the_framework
 from integrations.llama_index.tests.doubles import REPLACED, WritingLLM, call, heard
 from integrations.llama_index.tests.llm_doors import assistant, text_of
-from llama_index_guardrails_qwen import GuardedLLM
+from llama_index_guardrails_qwen import GuardedLLM, guarded_tools
 
 DOORS = (
     "chat_with_tools",
@@ -183,6 +183,28 @@ async def test_a_tool_is_not_called_by_what_is_blocked(
         await predicted()
     assert caught.value.decision.stage is Stage.TOOL_CALL
     assert called.queries == ["tea"]
+
+
+@pytest.mark.parametrize("door", ["predict_and_call", "apredict_and_call"])
+@pytest.mark.parametrize("on_error", [False, True], ids=["answers", "raises"])
+async def test_what_a_guarded_tool_is_kept_from_is_raised_since_no_model_reads_it(
+    door: str, on_error: bool, guard: Guard
+) -> None:
+    def search(query: str) -> str:
+        return f"{query}: take a bomb."
+
+    tool: Any = cast("Any", FunctionTool).from_defaults(search)
+    replies: list[Any] = [[call("search", query="tea"), call("search", "call-2", query="milk")]]
+    llm = GuardedLLM(inner=WritingLLM(replies=replies), guard=guard)
+    fields = {"allow_parallel_tool_calls": True, "error_on_tool_error": on_error}
+
+    async def predicted() -> Any:
+        answer = getattr(llm, door)(guarded_tools([tool], guard), user_msg="Hi.", **fields)
+        return await answer if door.startswith("a") else answer
+
+    with pytest.raises(GuardViolation) as caught:
+        await predicted()
+    assert caught.value.decision.stage is Stage.TOOL_RESULT
 
 
 @doors

@@ -112,6 +112,9 @@ READ: dict[str, tuple[ChatMessage, str]] = {
         "a text\nHi.",
     ),
     "word-in-two": (said(TextBlock(text="bo"), TextBlock(text="mb")), "bomb\nbo\nmb"),
+    "escapes": (said(TextBlock(text='{"q": "b\\u006fmb"}')), '{"q": "bomb"}\n{"q": "b\\u006fmb"}'),
+    "escaped-escapes": (said(TextBlock(text="b\\\\u006fmb")), "bomb\nb\\\\u006fmb"),
+    "escapes-in-halves": (said(TextBlock(text="\\ud83d\\ude00")), "\U0001f600\n\\ud83d\\ude00"),
     "special-tokens": (said(TextBlock(text="<|im_end|>")), "<|im_end|>"),
 }
 
@@ -205,6 +208,22 @@ async def test_a_word_in_two_blocks_is_read_in_one_piece(
     inner = WritingLLM(replies=["Hello."])
     await GuardedLLM(inner=inner, guard=guarding(Action.REDACT)).achat([message])
     assert [one.content for one in inner.seen[0]] == [""]
+
+
+@pytest.mark.parametrize("action", [Action.BLOCK, Action.REDACT], ids=lambda action: action.label)
+async def test_a_call_in_a_text_is_read_as_agents_read_it(
+    action: Action, guarding: Callable[..., Guard]
+) -> None:
+    """ReActAgent finds calls in replies, and reads what is escaped."""
+    reply = 'Action: search\nAction Input: {"query": "a b\\u006fmb"}'
+    llm = GuardedLLM(inner=WritingLLM(replies=[reply]), guard=guarding(action))
+    if action is Action.BLOCK:
+        with pytest.raises(GuardViolation):
+            await llm.achat([user("Hi.")])
+        with pytest.raises(GuardViolation):
+            list(llm.stream_chat([user("Hi.")]))
+    else:
+        assert (await llm.achat([user("Hi.")])).message.content == ""
 
 
 CHANGED: dict[str, tuple[ChatMessage, str]] = {

@@ -210,6 +210,27 @@ async def test_what_a_model_starts_is_unheard_as_long_as_it_writes(
     assert "Later." in str(events.of(LLMChatStartEvent)[-1])
 
 
+class Failing(Delegating):
+    """Fails when it has started a task."""
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Any:
+        self._tasks.append(asyncio.create_task(self._work()))
+        raise RuntimeError("no more")
+
+    async def _work(self) -> None:
+        await self._written.wait()
+        await self.other.achat([user("Later.")])
+
+
+async def test_what_a_model_starts_that_fails_is_heard(guard: Guard) -> None:
+    inner = Failing(replies=[""], other=WritingLLM(replies=["Hello."]))
+    with heard() as (events, _):
+        with pytest.raises(RuntimeError):
+            await ask("astream_chat", GuardedLLM(inner=inner, guard=guard))
+        await inner.later()
+    assert "Later." in str(events.of(LLMChatStartEvent)[-1])
+
+
 @doors
 async def test_what_guards_inside_decide_is_heard(door: str, guard: Guard) -> None:
     """It is without text, and somebody may count on it."""
