@@ -71,6 +71,11 @@ def images(message: ChatMessage) -> tuple[str, ...]:
     return tuple(url for image in shown for url in _urls(image))
 
 
+def is_in_files(message: ChatMessage) -> bool:
+    """Whether to read a message is to read files, which takes its time."""
+    return any(image.path for block in message.blocks for image in _images_of(block))
+
+
 def is_words(message: ChatMessage) -> bool:
     """Whether one text is all that a message says, however it is read."""
     return (

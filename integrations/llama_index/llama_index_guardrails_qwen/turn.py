@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Generator,
+    Iterable,
+    Sequence,
+)
+from functools import partial
+from typing import TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 
@@ -21,6 +31,7 @@ from guardrails_qwen.streaming import (
     close_quietly,
     closed_after,
 )
+from llama_index_guardrails_qwen.content import is_in_files
 from llama_index_guardrails_qwen.gate import Asked, Gate
 from llama_index_guardrails_qwen.known import Known, Prefix, digests_of
 from llama_index_guardrails_qwen.live import Live
@@ -32,6 +43,8 @@ from llama_index_guardrails_qwen.messages import (
 from llama_index_guardrails_qwen.metadata import extra_of, noted, told_of
 from llama_index_guardrails_qwen.reply import Reply, by_assistant
 from llama_index_guardrails_qwen.thread import Thread, prompt_of
+
+_T = TypeVar("_T")
 
 
 class Turn:
@@ -67,10 +80,11 @@ class Turn:
 
     async def aadmit(self) -> list[ChatMessage]:
         """`admit`, without blocking the event loop."""
-        thread = self._thread()
+        thread = await self._done(self._thread)
         while asked := thread.asked:
-            thread.learn(await self._gate.ajudge(asked))
-        return self._admitted(thread)
+            decisions = await self._gate.ajudge(asked)
+            await self._done(partial(thread.learn, decisions))
+        return await self._done(partial(self._admitted, thread))
 
     def passed(self, response: ChatResponse) -> ChatResponse:
         """What may be released of a response.
@@ -161,6 +175,12 @@ class Turn:
                 yield released
         except GuardViolation as violation:
             yield reply.closed(self._gate.instead(violation), violation.decision)
+
+    async def _done(self, reading: Callable[[], _T]) -> _T:
+        """What reading messages gives, on a thread where that is to read files."""
+        if any(map(is_in_files, self.messages)):
+            return await asyncio.to_thread(reading)
+        return reading()
 
     def _thread(self) -> Thread:
         return Thread(self.messages, self._gate.guard, self._known, trust_system=self._trust_system)

@@ -1,6 +1,8 @@
 """LlamaIndex messages as a guard reads them, and as they are after its decision."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from llama_index.core.base.llms.types import (
 
 from guardrails_qwen import (
     Action,
+    Conversation,
     ConversationError,
     Guard,
     GuardViolation,
@@ -31,7 +34,7 @@ from guardrails_qwen import (
 )
 from guardrails_qwen.testing import ScriptedEngine
 from integrations.llama_index.tests.doubles import WritingLLM, call
-from integrations.llama_index.tests.llm_doors import user
+from integrations.llama_index.tests.llm_doors import ask, text_of, user
 from llama_index_guardrails_qwen import GuardedLLM
 from llama_index_guardrails_qwen.gate import Gate, Unjudgeable
 from llama_index_guardrails_qwen.messages import asked_about, decided_message, read_message
@@ -185,6 +188,37 @@ async def test_pictures_are_for_engines_that_see(block: Any, guard: Guard) -> No
     llm = GuardedLLM(inner=WritingLLM(replies=["Hello."]), guard=guard)
     with pytest.raises(GuardViolation):
         await llm.achat([said(TextBlock(text="Hi."), block)])
+
+
+class Seeing(ScriptedEngine):
+    """Judges pictures too."""
+
+    def judge(self, conversations: Sequence[Conversation]) -> list[Any]:
+        spoken = [
+            Conversation(tuple(replace(message, images=()) for message in one.messages))
+            for one in conversations
+        ]
+        return super().judge(spoken)
+
+
+@pytest.mark.parametrize("door", ["achat", "astream_chat"])
+async def test_pictures_in_files_are_read_beside_the_event_loop(
+    door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, readers = tmp_path / "a.png", set[int]()
+    path.write_bytes(PIXEL)
+    read = ImageBlock.resolve_image
+
+    def noted(self: ImageBlock, *args: Any, **kwargs: Any) -> Any:
+        readers.add(threading.get_ident())
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(ImageBlock, "resolve_image", noted)
+    llm = GuardedLLM(inner=WritingLLM(replies=["Hello."]), guard=Guard(Seeing()))
+    message = said(TextBlock(text="What is it?"), ImageBlock(path=path))
+    assert text_of((await ask(door, llm, [message]))[-1]) == "Hello."
+    assert readers
+    assert threading.get_ident() not in readers
 
 
 def test_calls_are_read_once_in_whatever_form() -> None:
