@@ -38,6 +38,8 @@ ASKED = [s for s in OF_ENGINES if s.threat is Threat.INPUT]
 [CONDENSED] = [s for s in OF_ENGINES if s.name == "condensed question"]
 
 NOTHING = frozenset[str]()
+INSIDE = HANDLERS - {"events: guard"}
+"""Where handlers are told of what is inside of a guarded engine."""
 COMES_IN = {"events: query", "spans: start"}
 """Where a guarded engine itself is asked: handlers are told what it is asked."""
 FOUND = {"events: retrieval", "spans: start", "spans: end", "logs"}
@@ -64,8 +66,8 @@ def _each(
         *_each([BESIDE], SAID, NOTHING),
         *_each(AGENTS, [s for s in RESULTS if s is not LOOKED_UP], NOTHING),
         *_each(AGENTS, [LOOKED_UP], {"logs"}),  # of the retriever that the tool uses
-        *_each(ENGINES, [s for s in OF_ENGINES if s is not CONDENSED], HANDLERS),
-        *_each(ENGINES, [CONDENSED], HANDLERS | {"model"}),  # what the engine inside asks
+        *_each(ENGINES, [s for s in OF_ENGINES if s is not CONDENSED], INSIDE),
+        *_each(ENGINES, [CONDENSED], INSIDE | {"model"}),  # what the engine inside asks
         *_each(BOTH, [s for s in OF_ENGINES if s not in ASKED], NOTHING),
         *_each(BOTH, ASKED, COMES_IN),
         *_each(POSTPROCESSORS, NODES, FOUND),
@@ -81,7 +83,8 @@ async def test_nothing_unsafe_can_be_observed(
 async def test_a_guarded_model_reads_nothing_unsafe(scenario: Scenario) -> None:
     for subject in MODELS:
         found = await places(subject, scenario)
-        assert found.isdisjoint({"model", "next turn", "tool", "error", "warnings"})
+        assert found.isdisjoint({"model", "next turn", "tool"})
+        assert found.isdisjoint({"error", "warnings", "events: guard"})
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
