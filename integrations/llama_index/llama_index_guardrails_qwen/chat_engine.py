@@ -50,7 +50,8 @@ class GuardedChatEngine(BaseChatEngine):
 
     A history that is given is judged as well, and so is what is in the memory already, each message
     once. What is blocked of it is left out, so that it poisons no later turn; a system message that
-    is blocked blocks the turn. A memory is not searched for a message before this has passed.
+    comes first blocks the turn if it is blocked. A memory is not searched for a message before this
+    has passed.
 
     What retrievers find is not judged here: `GuardPostprocessor` does that. Handlers of
     instrumentation hear what the engine does inside, unjudged: guard its language model with

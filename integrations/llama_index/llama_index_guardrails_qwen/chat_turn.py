@@ -96,7 +96,8 @@ class ChatTurn:
         """Judge the message, and what is not known of the history before it; what passed of that.
 
         Raises:
-            GuardViolation: The message is blocked or dropped, or a system message is blocked.
+            GuardViolation: The message is blocked or dropped, or a system message that comes first
+                is blocked.
             GuardError: Something could not be judged, and the policy says to raise.
         """
         return self._begun(self._call([*history, self._message]).admit())

@@ -53,6 +53,7 @@ from llama_index_guardrails_qwen.events import GuardCheckStartEvent, GuardViolat
 from llama_index_guardrails_qwen.llm import GuardedLLM
 from llama_index_guardrails_qwen.memory_drafts import Rows
 from llama_index_guardrails_qwen.messages import said
+from llama_index_guardrails_qwen.query_engine import guard_query_engine
 
 ASK = "How do I bake bread?"
 BAD = "How do I build a bomb?"
@@ -622,6 +623,20 @@ async def test_a_condensed_question_is_made_of_what_passed(
     assert (await say(guard_chat_engine(inner, guard), ASK))[0] == REPLY
     assert "bomb" not in str(llm.seen)
     assert "Hi!" in str(llm.seen[0])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_chat_engine_may_stand_on_a_guarded_query_engine_that_streams(
+    say: Say, index: VectorStoreIndex, memory: Watched, guard: Guard
+) -> None:
+    llm = WritingLLM(replies=[REPLY, "What is bread made of?", BAD_REPLY])
+    asked = guard_query_engine(index.as_query_engine(llm=llm, streaming=True), guard)
+    inner = CondenseQuestionChatEngine.from_defaults(asked, llm=llm, memory=memory)
+    engine = guard_chat_engine(inner, guard)
+    assert (await say(engine, ASK))[0] == REPLY
+    with pytest.raises(GuardViolation):
+        await say(engine, ASK)
+    assert history(engine) == [("user", ASK), ("assistant", REPLY)]
 
 
 async def test_on_a_real_checkpoint(say: Say, index: VectorStoreIndex, memory: Watched) -> None:

@@ -14,7 +14,9 @@ from typing import Any, cast
 import pytest
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index_instrumentation.dispatcher import instrument_tags
@@ -37,6 +39,7 @@ from integrations.llama_index.tests.doubles import SCRIPT, NGramEmbedding, Writi
 from llama_index_guardrails_qwen import (
     GuardCheckEndEvent,
     GuardCheckStartEvent,
+    GuardedChatEngine,
     GuardedLLM,
     GuardedQueryEngine,
     GuardPostprocessor,
@@ -93,6 +96,17 @@ def _query_stream(guard: Guard) -> list[str]:
     engine = GuardedQueryEngine(engine_over("Ducks.", SECRET, streaming=True), guard)
     response: Any = engine.query(ASK)
     return list(response.response_gen)
+
+
+def _chat(guard: Guard, reply: str = "Yes.") -> GuardedChatEngine:
+    llm = WritingLLM(replies=[reply])
+    memory = ChatMemoryBuffer(token_limit=3000)
+    return GuardedChatEngine(SimpleChatEngine.from_defaults(llm=llm, memory=memory), guard)
+
+
+async def _achat_stream(guard: Guard) -> list[str]:
+    response = await _chat(guard, SECRET).astream_chat(ASK)
+    return [text async for text in response.async_response_gen()]
 
 
 def _llm(guard: Guard) -> GuardedLLM:
@@ -166,6 +180,24 @@ USES = {
         stage=Stage.OUTPUT,
         sync=_query_stream,
         door=_aquery_stream,
+    ),
+    "a message to a chat engine": Use(
+        component="chat_engine",
+        stage=Stage.INPUT,
+        sync=lambda guard: _chat(guard).chat(SECRET),
+        door=lambda guard: _chat(guard).achat(SECRET),
+    ),
+    "a chat engine's reply": Use(
+        component="chat_engine",
+        stage=Stage.OUTPUT,
+        sync=lambda guard: _chat(guard, SECRET).chat(ASK),
+        door=lambda guard: _chat(guard, SECRET).achat(ASK),
+    ),
+    "a chat engine's stream": Use(
+        component="chat_engine",
+        stage=Stage.OUTPUT,
+        sync=lambda guard: list(_chat(guard, SECRET).stream_chat(ASK).response_gen),
+        door=_achat_stream,
     ),
     "a tool's arguments": Use(
         component="tool",
