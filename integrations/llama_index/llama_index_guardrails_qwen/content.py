@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from io import IOBase
 from itertools import pairwise
@@ -128,11 +129,17 @@ def read_otherwise(message: ChatMessage) -> Iterator[str]:
     a word, that is the text without line ends. Agents find calls in a text and read them as JSON:
     where it has escapes, that is the text without them.
     """
-    texts = [text for block in message.blocks for text in _words_of(block) if text]
-    if any(left[-1].isalnum() and right[0].isalnum() for left, right in pairwise(texts)):
-        yield "".join(texts)
+    texts = [text for block in message.blocks for text in _words_of(block)]
+    shown = [text for text in map(_without_invisible, texts) if text]
+    if any(left[-1].isalnum() and right[0].isalnum() for left, right in pairwise(shown)):
+        yield "".join(shown)
     if any(map(_ESCAPE.search, texts)):
         yield _unescaped("\n".join(texts))
+
+
+def _without_invisible(text: str) -> str:
+    """Format characters at a seam would hide that two words meet there."""
+    return "".join(character for character in text if unicodedata.category(character) != "Cf")
 
 
 def _unescaped(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
@@ -41,7 +42,7 @@ _ROLES = {
 _STAGES = {Role.ASSISTANT: Stage.OUTPUT, Role.TOOL: Stage.TOOL_RESULT}
 """At which stage something counts that cannot be judged; all other roles ask for something."""
 
-_KEPT = ("tool_call_id", "name")
+_KEPT = defaultdict[Role, tuple[str, ...]](tuple, {Role.TOOL: ("tool_call_id", "name")})
 """Additional arguments that a changed message keeps, if they are no more than ids."""
 
 
@@ -102,7 +103,7 @@ def decided_message(message: ChatMessage, decision: Decision) -> ChatMessage:
         additional_kwargs={
             key: value
             for key, value in message.additional_kwargs.items()
-            if key in _KEPT and isinstance(value, str) and is_token(value)
+            if key in _KEPT[role_of(message)] and isinstance(value, str) and is_token(value)
         },
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 from llama_index.core.schema import BaseNode, MediaResource, Node, RelatedNodeInfo, TextNode
@@ -19,7 +20,8 @@ _CHANGEABLE = (About.TEXT, About.METADATA, About.RELATIONSHIPS)
 def barring(judgement: Judgement) -> Decision | None:
     """The strictest decision that keeps a node from passing; None: it may pass, changed perhaps.
 
-    A change is asked for that cannot be made, of an id say: then the node does not pass either.
+    A change is asked for that cannot be made, of an id say: then the node does not pass either. It
+    holds no text: it may be raised.
     """
     asked = [about for about, _ in judgement.decisions]
     decisions = [
@@ -28,7 +30,8 @@ def barring(judgement: Judgement) -> Decision | None:
         if decision.action >= Action.DROP
         or (decision.action in _CHANGED and (about not in _CHANGEABLE or _two_texts(asked, about)))
     ]
-    return max(decisions, key=lambda decision: decision.action, default=None)
+    strictest = max(decisions, key=lambda decision: decision.action, default=None)
+    return replace(strictest, text=None) if strictest else None
 
 
 def changed(node: BaseNode, judgement: Judgement, reading: Reading, instead: str) -> BaseNode:
