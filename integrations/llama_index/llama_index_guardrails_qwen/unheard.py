@@ -54,15 +54,14 @@ _changed = list[type]()
 def unheard() -> Generator[None, None, None]:
     """Of what runs inside nobody is told; threads that do not inherit the context excepted.
 
-    Tasks that go on behind its end are heard again. It ends in the task that began it, so it goes
-    around one step of a generator, never around a `yield`.
+    Tasks that go on behind its end are heard again; those of what failed or was cut off are not,
+    for they may go on with what was blocked. It ends in the task that began it, so it goes around
+    one step of a generator, never around a `yield`.
     """
     silence = _Silence()
-    try:
-        with _kept(silence):
-            yield
-    finally:
-        silence.over = True
+    with _kept(silence):
+        yield
+    silence.over = True
 
 
 @contextmanager
@@ -100,12 +99,12 @@ def unheard_steps(call: Callable[[], Iterator[_T]]) -> Generator[_T, None, None]
                 try:
                     item = next(source)
                 except StopIteration:
+                    silence.over = True
                     return
             yield item
     finally:
         with _kept(silence):
             close_source(source)
-        silence.over = True
 
 
 async def aunheard_steps(
@@ -121,12 +120,12 @@ async def aunheard_steps(
                 try:
                     item = await anext(source)
                 except StopAsyncIteration:
+                    silence.over = True
                     return
             yield item
     finally:
         with _kept(silence):
             await aclose_source(source)
-        silence.over = True
 
 
 def _install() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, cast
@@ -25,10 +25,18 @@ from llama_index.core.llms.llm import LLM
 from llama_index_instrumentation.dispatcher import instrument_tags
 from pydantic import PrivateAttr
 
-from guardrails_qwen import Action, Guard
+from guardrails_qwen import Action, Guard, GuardViolation
 from guardrails_qwen.streaming import Streaming
 from integrations.llama_index.tests.doubles import REPLACED, WritingLLM, heard
-from integrations.llama_index.tests.llm_doors import CHATS, DOORS, HARMFUL, ask, text_of, user
+from integrations.llama_index.tests.llm_doors import (
+    CHATS,
+    DOORS,
+    HARMFUL,
+    ask,
+    assistant,
+    text_of,
+    user,
+)
 from llama_index_guardrails_qwen import GuardCheckEndEvent, GuardCheckStartEvent, GuardedLLM
 from llama_index_guardrails_qwen.callbacks import chat_callback, completion_callback
 from llama_index_guardrails_qwen.unheard import unheard
@@ -222,13 +230,42 @@ class Failing(Delegating):
         await self.other.achat([user("Later.")])
 
 
-async def test_what_a_model_starts_that_fails_is_heard(guard: Guard) -> None:
+async def test_what_a_model_starts_that_fails_stays_unheard(guard: Guard) -> None:
     inner = Failing(replies=[""], other=WritingLLM(replies=["Hello."]))
     with heard() as (events, _):
         with pytest.raises(RuntimeError):
             await ask("astream_chat", GuardedLLM(inner=inner, guard=guard))
         await inner.later()
-    assert "Later." in str(events.of(LLMChatStartEvent)[-1])
+    assert "Later." not in str(events.of(LLMChatStartEvent))
+
+
+class Writing(Delegating):
+    """Writes in a task of its own, which goes on when nobody reads any more."""
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> Any:
+        self._tasks.append(asyncio.create_task(self._work()))
+
+        async def written() -> AsyncGenerator[ChatResponse, None]:
+            for text in (HARMFUL, HARMFUL * 2):
+                yield ChatResponse(message=assistant(text), delta=HARMFUL)
+
+        return written()
+
+    async def _work(self) -> None:
+        await self._written.wait()
+        await self.other.achat([user("Later.")])
+
+
+async def test_what_goes_on_behind_a_reply_that_was_blocked_stays_unheard(
+    guarding: Callable[..., Guard],
+) -> None:
+    inner = Writing(replies=[""], other=WritingLLM(replies=["Hello."]))
+    policy = guarding(Action.BLOCK)
+    with heard() as (events, _):
+        with pytest.raises(GuardViolation):
+            await ask("astream_chat", GuardedLLM(inner=inner, guard=policy))
+        await inner.later()
+    assert "Later." not in str(events.of(LLMChatStartEvent))
 
 
 @doors
