@@ -272,7 +272,7 @@ def test_a_guard_is_asked_for(inner: Answering, guard: Guard, engine: ScriptedEn
     with pytest.raises(TypeError, match="as_query_engine"):
         guard_query_engine(cast("Any", guard), guard)
     with pytest.raises(ValueError, match="on_violation"):
-        guard_query_engine(inner, guard, on_violation="ignore")
+        guard_query_engine(inner, guard, on_violation=cast("Any", "ignore"))
 
 
 async def _retrieved(door: str, engine: GuardedQueryEngine, query: Any) -> list[NodeWithScore]:
