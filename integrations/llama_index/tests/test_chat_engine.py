@@ -351,6 +351,20 @@ async def test_what_was_judged_is_not_judged_again(
     assert {len(seen.messages) for seen in judge.seen} == {5, 6}
 
 
+async def test_a_message_is_judged_anew_behind_another_beginning(
+    say: Say, index: VectorStoreIndex, memory: Watched
+) -> None:
+    judge = ScriptedEngine()
+    llm = WritingLLM(replies=[REPLY])
+    engine = guard_chat_engine(engine_of("simple", index, llm, memory), Guard(judge))
+    for beginning in ("Hello.", "Something else."):
+        judge.seen.clear()
+        given = [said(MessageRole.USER, beginning), said(MessageRole.ASSISTANT, "Yes.")]
+        await say(engine, ASK, chat_history=given)
+        read = [[message.text for message in seen.messages] for seen in judge.seen]
+        assert [beginning, "Yes.", ASK] in read
+
+
 async def test_a_blocked_message_in_a_given_history_reaches_no_model(
     mode: str, say: Say, index: VectorStoreIndex, memory: Watched, guard: Guard
 ) -> None:
@@ -627,7 +641,7 @@ async def test_a_condensed_question_is_made_of_what_passed(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_chat_engine_may_stand_on_a_guarded_query_engine_that_streams(
-    say: Say, index: VectorStoreIndex, memory: Watched, guard: Guard
+    say: Say, index: Any, memory: Watched, guard: Guard
 ) -> None:
     llm = WritingLLM(replies=[REPLY, "What is bread made of?", BAD_REPLY])
     asked = guard_query_engine(index.as_query_engine(llm=llm, streaming=True), guard)

@@ -25,6 +25,7 @@ from guardrails_qwen.testing import ScriptedEngine, ScriptedStreamEngine
 from integrations.llama_index.tests.doubles import REPLACED, SCRIPT, WritingLLM
 from llama_index_guardrails_qwen.chat_engine import guard_chat_engine
 from llama_index_guardrails_qwen.gate import OnViolation
+from llama_index_guardrails_qwen.llm import GuardedLLM
 from llama_index_guardrails_qwen.messages import said
 
 ASK = "How do I bake bread?"
@@ -168,6 +169,19 @@ def test_a_reader_who_leaves_does_not_wait_for_the_model(
     assert llm.log == ["wrote", "wrote", "closed"]
     assert memory.get_all() == []
     assert caplog.messages == []
+
+
+def test_a_guarded_model_is_closed_when_the_reader_leaves(
+    guard: Guard, memory: ChatMemoryBuffer
+) -> None:
+    before = set(threading.enumerate())
+    llm = EndlessLLM(replies=[REPLY])
+    inner = SimpleChatEngine.from_defaults(llm=GuardedLLM(inner=llm, guard=guard), memory=memory)
+    with closing(guard_chat_engine(inner, guard).stream_chat(ASK).response_gen) as read:
+        assert next(read)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+    assert llm.log[-1] == "closed"
 
 
 @pytest.mark.parametrize("on_violation", ["raise", "reply"])
