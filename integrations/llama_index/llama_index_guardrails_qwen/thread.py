@@ -109,16 +109,26 @@ class Thread:
 
     @property
     def asked(self) -> list[Asked]:
-        """All that has to be judged; nothing once something was decided that keeps all back."""
+        """What has to be judged now; nothing once something was decided that keeps all back."""
+        return [item.asked for item in self._open if item.asked]
+
+    @property
+    def _open(self) -> list[_Item]:
+        """What is asked about: all at once, and after some rounds one by one.
+
+        Otherwise many that are refused would be judged as many times.
+        """
         if any(item.stops for item in self._items):
             return []
-        return [item.asked for item in self._items if item.asked]
+        items = [item for item in self._items if item.asked]
+        return items[:1] if self._rounds >= _ROUNDS else items
 
     def learn(self, decisions: Sequence[Decision]) -> None:
         """Remember what was decided about what is asked."""
-        self._rounds += 1
-        answers = iter(decisions)
-        found = [replace(item, decision=next(answers)) for item in self._items if item.asked]
+        found = [
+            replace(item, decision=decision)
+            for item, decision in zip(self._open, decisions, strict=True)
+        ]
         refused = next((item for item in found if item.refused), None)
         for item in found:
             if refused is None or item.place <= refused.place:
@@ -127,8 +137,11 @@ class Thread:
                 # perhaps only because of what is left out now: so for this call, and not remembered
                 if item.refused:
                     self._settled[item.place] = item.decision
-                elif self._rounds >= _ROUNDS:
-                    self._settled[item.place] = replace(item.decision, action=Action.DROP)
+                elif self._rounds + 1 >= _ROUNDS:
+                    self._settled[item.place] = replace(
+                        item.decision, action=Action.DROP, text=None
+                    )
+        self._rounds += 1
         self._items = list(self._walked())
 
     def admitted(self) -> list[ChatMessage]:

@@ -267,6 +267,41 @@ async def test_what_a_tool_has_just_given(
 
 @chats
 @pytest.mark.parametrize(
+    ("action", "judged"), [(Action.REPLACE, 160), (Action.REDACT, 480)], ids=["replace", "redact"]
+)
+async def test_many_results_that_are_changed_do_not_cost_their_square(
+    door: str,
+    action: Action,
+    judged: int,
+    model: Callable[..., GuardedLLM],
+    engine: ScriptedEngine,
+) -> None:
+    names = [f"call-{number}" for number in range(30)]
+    calls = [call("search", name, query="tea") for name in names]
+    results = [result("A bomb.", name) for name in names]
+    asking = ChatMessage(role=MessageRole.ASSISTANT, blocks=calls)
+    llm = model(action)
+    await ask(door, llm, [user("Hi."), asking, *results])
+    assert "bomb" not in str(sent(llm))
+    assert len(sent(llm)) == 32
+    assert sum(engine.batches) < judged
+
+
+@chats
+async def test_what_stands_behind_much_that_was_refused_is_left_out(
+    door: str, model: Callable[..., GuardedLLM]
+) -> None:
+    """Whether it would be harmless by itself was not asked often enough to know."""
+    past = [message for _ in range(8) for message in (user("A bomb."), assistant("No."))]
+    answered = [user("Hi."), CALLS, result("Fine."), assistant("So.")]
+    llm = model()
+    await ask(door, llm, [*past, *answered, user("And tea?")])
+    assert "bomb" not in str(sent(llm))
+    assert sent(llm)[-1] == "user: And tea?"
+
+
+@chats
+@pytest.mark.parametrize(
     ("violation", "answer"), [("raise", None), ("reply", REPLACED)], ids=["raises", "replies"]
 )
 async def test_what_a_tool_was_kept_from_is_raised_once(
