@@ -10,6 +10,7 @@ from guardrails_qwen import Action, Decision, GuardViolation
 from guardrails_qwen.streaming import aclose_source, aclosed_after, close_source, closed_after
 from llama_index_guardrails_qwen.chat_streams import GuardedChatStream, atexts_of, texts_of
 from llama_index_guardrails_qwen.chat_turn import Answer, ChatTurn, Settled
+from llama_index_guardrails_qwen.events import Origin
 from llama_index_guardrails_qwen.gate import Gate
 from llama_index_guardrails_qwen.live import Live
 from llama_index_guardrails_qwen.reply import Reply
@@ -28,6 +29,7 @@ class ChatReply:
 
     def __init__(self, gate: Gate, turn: ChatTurn, memory: StagedMemory, response: object) -> None:
         self._gate = gate
+        self._origin = Origin.now()
         self._turn = turn
         self._memory = memory
         self._response = response
@@ -49,7 +51,7 @@ class ChatReply:
     def _moderated(self, stream: GuardedChatStream) -> Generator[ChatResponse, None, None]:
         source = texts_of(self._response)
         try:
-            with closed_after(source), Live(self._gate) as live:
+            with closed_after(source), Live(self._gate, self._origin) as live:
                 live.prompt = self._turn.prompt
                 for text in source:
                     events = live.feed(self._next(text))
@@ -70,7 +72,7 @@ class ChatReply:
         source = atexts_of(self._response)
         try:
             async with aclosed_after(source):
-                with Live(self._gate) as live:
+                with Live(self._gate, self._origin) as live:
                     live.prompt = self._turn.prompt
                     async for text in source:
                         events = await live.afeed(self._next(text))

@@ -18,6 +18,7 @@ from guardrails_qwen import (
 )
 from llama_index_guardrails_qwen.chat_sources import beside_reply
 from llama_index_guardrails_qwen.content import is_words
+from llama_index_guardrails_qwen.events import Origin
 from llama_index_guardrails_qwen.gate import Asked, Gate
 from llama_index_guardrails_qwen.known import Known, digests_of
 from llama_index_guardrails_qwen.messages import (
@@ -81,6 +82,7 @@ class ChatTurn:
 
     def __init__(self, gate: Gate, known: Known, message: str) -> None:
         self._gate = gate
+        self._origin = Origin.now()
         self._known = known
         self._given = message
         self._message = said(MessageRole.USER, message)
@@ -127,13 +129,13 @@ class ChatTurn:
         """
         left = self._left(written, answer)
         asked = [*self._about(left.messages), *self._beside(answer)]
-        return self._settled(answer, left, self._gate.judge(asked))
+        return self._settled(answer, left, self._gate.judge(asked, origin=self._origin))
 
     async def asettle(self, written: Sequence[ChatMessage], answer: Answer) -> Settled:
         """`settle`, without blocking the event loop."""
         left = self._left(written, answer)
         asked = [*self._about(left.messages), *self._beside(answer)]
-        return self._settled(answer, left, await self._gate.ajudge(asked))
+        return self._settled(answer, left, await self._gate.ajudge(asked, origin=self._origin))
 
     def _call(self, messages: Sequence[ChatMessage]) -> Turn:
         """A model is about to be called with messages, whoever does that."""

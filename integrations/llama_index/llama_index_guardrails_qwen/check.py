@@ -15,14 +15,30 @@ from llama_index_guardrails_qwen.events import (
     GuardCheckEndEvent,
     GuardCheckStartEvent,
     GuardViolationEvent,
-    tell,
+    Origin,
 )
 
 
 class Check:
-    """A check from its begin to its end, however that is. `note` everything that is decided."""
+    """A check from its begin to its end, however that is. `note` everything that is decided.
 
-    def __init__(self, guard: Guard, component: str, texts: int, stage: Stage | None) -> None:
+    Args:
+        guard: Who decides.
+        component: What asks.
+        texts: About how many.
+        stage: At which stage; None: each by who says it.
+        origin: In which call; by default the one that is running.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        component: str,
+        texts: int,
+        stage: Stage | None,
+        origin: Origin | None = None,
+    ) -> None:
+        self._tell = (origin or Origin.now()).tell
         self._texts = texts
         self._stage = stage
         self._common: dict[str, Any] = {
@@ -40,7 +56,7 @@ class Check:
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
         stage = self._stage.value if self._stage else None
-        tell(GuardCheckStartEvent(**self._common, texts=self._texts, stage=stage))
+        self._tell(GuardCheckStartEvent(**self._common, texts=self._texts, stage=stage))
         return self
 
     def __exit__(
@@ -50,7 +66,7 @@ class Check:
         trace: TracebackType | None,
     ) -> None:
         told = [decision.to_dict(text=False) for decision in self._decisions]
-        tell(
+        self._tell(
             GuardCheckEndEvent(
                 **self._common,
                 decisions=told,
@@ -60,4 +76,4 @@ class Check:
         )
         for decision, data in zip(self._decisions, told, strict=True):
             if not decision.allowed:
-                tell(GuardViolationEvent(**self._common, decision=data))
+                self._tell(GuardViolationEvent(**self._common, decision=data))

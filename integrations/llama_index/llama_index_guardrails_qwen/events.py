@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.instrumentation import (
@@ -9,6 +11,7 @@ from llama_index.core.instrumentation import (
 )
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
+from llama_index_instrumentation.span import active_span_id
 from pydantic import Field
 from typing_extensions import override
 
@@ -54,8 +57,24 @@ class GuardViolationEvent(GuardEvent):
     decision: dict[str, Any] = Field(description="As in `GuardCheckEndEvent`.")
 
 
-def tell(event: GuardEvent) -> None:
-    """Tell handlers, with the active tags but for the one that quotes."""
-    active = active_instrument_tags.get()
-    with instrument_tags({key: tag for key, tag in active.items() if key != _QUOTING}):
-        dispatcher.event(event)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Origin:
+    """The call that is guarded, as events name it: a stream may be read behind its end."""
+
+    span_id: str | None
+    tags: Mapping[str, Any]
+
+    @classmethod
+    def now(cls) -> Origin:
+        """The call that is running, with its tags but for the one that quotes."""
+        tags = active_instrument_tags.get()
+        return cls(
+            span_id=active_span_id.get(),
+            tags={key: tag for key, tag in tags.items() if key != _QUOTING},
+        )
+
+    def tell(self, event: GuardEvent) -> None:
+        """Tell handlers."""
+        event.span_id = self.span_id
+        with instrument_tags(dict(self.tags)):
+            dispatcher.event(event)

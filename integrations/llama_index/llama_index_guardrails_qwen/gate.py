@@ -17,6 +17,7 @@ from guardrails_qwen import (
 )
 from guardrails_qwen.streaming import Streaming
 from llama_index_guardrails_qwen.check import Check
+from llama_index_guardrails_qwen.events import Origin
 
 OnViolation = Literal["raise", "reply"]
 """What callers get where the policy blocks: a `GuardViolation`, or a reply that says so."""
@@ -50,7 +51,12 @@ class Gate:
         if self.on_violation not in ("raise", "reply"):
             raise ValueError("on_violation is raise or reply")
 
-    def judge(self, asked: Sequence[Asked], stage: Stage | None = None) -> list[Decision]:
+    def judge(
+        self,
+        asked: Sequence[Asked],
+        stage: Stage | None = None,
+        origin: Origin | None = None,
+    ) -> list[Decision]:
         """A decision for each that is asked about, in order, all of them in one batch.
 
         What cannot be judged is decided about as the policy's `on_error` says.
@@ -58,22 +64,28 @@ class Gate:
         Args:
             asked: The conversations; the last message of each is judged.
             stage: By default what the last message is; see `Guard.check`.
+            origin: In which call, as events name it; by default the one that is running.
 
         Raises:
             GuardError: Something could not be judged, and the policy says to raise.
         """
         if not asked:
             return []
-        with Check(self.guard, self.component, len(asked), stage) as check:
+        with Check(self.guard, self.component, len(asked), stage, origin) as check:
             results = self.guard.check_many(_judgeable(asked), stage=stage, return_exceptions=True)
             check.note(decisions := self._decisions(asked, results))
             return decisions
 
-    async def ajudge(self, asked: Sequence[Asked], stage: Stage | None = None) -> list[Decision]:
+    async def ajudge(
+        self,
+        asked: Sequence[Asked],
+        stage: Stage | None = None,
+        origin: Origin | None = None,
+    ) -> list[Decision]:
         """`judge`, without blocking the event loop."""
         if not asked:
             return []
-        with Check(self.guard, self.component, len(asked), stage) as check:
+        with Check(self.guard, self.component, len(asked), stage, origin) as check:
             results = await self.guard.acheck_many(
                 _judgeable(asked), stage=stage, return_exceptions=True
             )

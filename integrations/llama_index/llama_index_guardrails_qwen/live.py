@@ -11,6 +11,7 @@ from typing_extensions import Self
 from guardrails_qwen import Conversation, Decision, Stage
 from guardrails_qwen.streaming import Event, GuardedStream
 from llama_index_guardrails_qwen.check import Check
+from llama_index_guardrails_qwen.events import Origin
 from llama_index_guardrails_qwen.gate import Gate
 
 
@@ -19,12 +20,17 @@ class Live:
 
     Use it as a context manager. Where it is left before the reply was complete, nothing more is
     released.
+
+    Args:
+        gate: The guard.
+        origin: In which call the reply was asked for; by default the one that reads it.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, origin: Origin | None = None) -> None:
         self.prompt: Conversation | None = None
         """What the reply answers; to be set before the first text."""
         self._gate = gate
+        self._origin = origin
         self._stream: GuardedStream | None = None
         self._check: Check | None = None
         self._open = ExitStack()
@@ -72,7 +78,7 @@ class Live:
         if self._stream is None:
             gate = self._gate
             self._check = self._open.enter_context(
-                Check(gate.guard, gate.component, 1, Stage.OUTPUT)
+                Check(gate.guard, gate.component, 1, Stage.OUTPUT, self._origin)
             )
             settings = replace(gate.streaming, closing=gate.closing)
             stream = gate.guard.stream(self.prompt, settings=settings)

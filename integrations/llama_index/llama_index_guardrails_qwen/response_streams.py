@@ -18,6 +18,7 @@ from guardrails_qwen.streaming import (
     closed_after,
     readable,
 )
+from llama_index_guardrails_qwen.events import Origin
 from llama_index_guardrails_qwen.gate import Asked, Gate
 from llama_index_guardrails_qwen.live import Live
 from llama_index_guardrails_qwen.objects import Growing
@@ -64,6 +65,7 @@ class _Reply:
     gate: Gate
     query: QueryBundle
     response: _Streamed
+    origin: Origin = field(default_factory=Origin.now)
     nodes: list[NodeWithScore] = field(default_factory=list[NodeWithScore])
     metadata: dict[str, Any] | None = field(init=False)
     said: list[str] = field(default_factory=list[str])
@@ -79,7 +81,7 @@ class _Reply:
 
     def live(self) -> Live:
         """The guard's stream, which knows the query."""
-        live = Live(self.gate)
+        live = Live(self.gate, self.origin)
         context = context_of(self.query)
         live.prompt = Conversation(context) if context else None
         return live
@@ -139,7 +141,7 @@ def _texts(reply: _Reply, response: StreamingResponse) -> Generator[Any, None, N
         if _ends(live):
             return
         asked = reply.asked()
-        decisions = _named(asked, reply.gate.judge([*asked.values()], Stage.OUTPUT))
+        decisions = _named(asked, reply.gate.judge([*asked.values()], Stage.OUTPUT, reply.origin))
         yield from reply.rest(live, decisions)
 
 
@@ -159,7 +161,9 @@ async def _atexts(reply: _Reply, response: AsyncStreamingResponse) -> AsyncGener
             if _ends(live):
                 return
             asked = reply.asked()
-            decisions = _named(asked, await reply.gate.ajudge([*asked.values()], Stage.OUTPUT))
+            decisions = _named(
+                asked, await reply.gate.ajudge([*asked.values()], Stage.OUTPUT, reply.origin)
+            )
             for piece in reply.rest(live, decisions):
                 yield piece
 

@@ -32,6 +32,7 @@ from guardrails_qwen.streaming import (
     closed_after,
 )
 from llama_index_guardrails_qwen.content import is_in_files
+from llama_index_guardrails_qwen.events import Origin
 from llama_index_guardrails_qwen.gate import Asked, Gate
 from llama_index_guardrails_qwen.known import Known, Prefix, digests_of
 from llama_index_guardrails_qwen.live import Live
@@ -62,6 +63,7 @@ class Turn:
     ) -> None:
         self.messages = list(messages)
         self._gate = gate
+        self._origin = Origin.now()
         self._known = known
         self._trust_system = trust_system
         self._prompt = tuple[Message, ...]()
@@ -123,7 +125,7 @@ class Turn:
         """
         reply = Reply()
         try:
-            with closed_after(chunks) as parts, Live(self._gate) as live:
+            with closed_after(chunks) as parts, Live(self._gate, self._origin) as live:
                 source = iter(chunks)
                 parts.insert(0, source)
                 for chunk in source:
@@ -137,7 +139,7 @@ class Turn:
                 if live.over and not _passes(live.decision):
                     return
             if whole := reply.whole:
-                [decision] = self._gate.judge([self._about(whole)])
+                [decision] = self._gate.judge([self._about(whole)], origin=self._origin)
                 yield from self._remembered(reply.rest(decision), decision)
             else:
                 yield from self._remembered(reply.end(live.decision), live.decision)
@@ -151,7 +153,7 @@ class Turn:
         reply = Reply()
         try:
             async with aclosed_after(chunks) as parts:
-                with Live(self._gate) as live:
+                with Live(self._gate, self._origin) as live:
                     source = aiter(chunks)
                     parts.insert(0, source)
                     async for chunk in source:
@@ -167,7 +169,7 @@ class Turn:
                     if live.over and not _passes(live.decision):
                         return
             if whole := reply.whole:
-                [decision] = await self._gate.ajudge([self._about(whole)])
+                [decision] = await self._gate.ajudge([self._about(whole)], origin=self._origin)
                 last = self._remembered(reply.rest(decision), decision)
             else:
                 last = self._remembered(reply.end(live.decision), live.decision)

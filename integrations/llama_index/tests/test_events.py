@@ -46,6 +46,8 @@ from llama_index_guardrails_qwen import (
     GuardTransform,
     GuardViolationEvent,
     SafetyEvaluator,
+    guard_chat_engine,
+    guard_query_engine,
     guarded_tool,
 )
 
@@ -460,3 +462,30 @@ async def test_a_stream_is_one_check_with_one_decision(run: Run) -> None:
         **error.decision.to_dict(text=False),
         "seconds": violation.decision["seconds"],
     }
+
+
+@pytest.mark.parametrize("what", ["llm", "query engine", "chat engine"])
+async def test_a_stream_that_is_read_later_is_told_of_as_the_call_it_is_of(what: str) -> None:
+    guard = Guard(ScriptedStreamEngine(SCRIPT))
+    llm = WritingLLM(replies=["Mix the flour. Bake it."])
+    index = VectorStoreIndex.from_documents([Document(text="Bread.")], embed_model=NGramEmbedding())
+    ask = ChatMessage(role="user", content="How is bread baked?")
+    with heard() as (events, _), instrument_tags({"user": "one"}):
+        if what == "llm":
+            stream: Any = GuardedLLM(inner=llm, guard=guard).stream_chat([ask])
+        elif what == "query engine":
+            plain = cast("Any", index).as_query_engine(llm=llm, streaming=True)
+            response: Any = guard_query_engine(plain, guard).query("How is bread baked?")
+            stream = response.response_gen
+        else:
+            simple = SimpleChatEngine.from_defaults(llm=llm)
+            stream = (
+                guard_chat_engine(simple, guard).stream_chat("How is bread baked?").response_gen
+            )
+    with heard() as (later, _):
+        list(stream)
+    started = [*events.of(GuardCheckStartEvent), *later.of(GuardCheckStartEvent)]
+    assert len(started) > 1
+    assert {event.tags["user"] for event in [*started, *later.of(GuardCheckEndEvent)]} == {"one"}
+    spans = {event.span_id for event in started}
+    assert len(spans) == 1
