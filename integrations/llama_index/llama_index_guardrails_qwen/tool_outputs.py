@@ -18,6 +18,8 @@ from llama_index_guardrails_qwen.media import media_of
 from llama_index_guardrails_qwen.nodes_text import Reading
 
 _DEEPEST = 32
+_SEARCHED = 10_000_000
+"""Characters to look through for what a content says already."""
 
 
 def beside_content(output: ToolOutput, known: object) -> str:
@@ -32,8 +34,10 @@ def beside_content(output: ToolOutput, known: object) -> str:
     """
     beside = [output.raw_output, output.exception, output.raw_input, output.tool_name]
     old = set(texts_of(known))
-    said = [text for text in texts_of(beside) if text not in old and text not in output.content]
-    return "\n".join(dict.fromkeys(said))
+    said = [text for text in dict.fromkeys(texts_of(beside)) if text not in old]
+    if len(said) * len(output.content) <= _SEARCHED:  # else it is cheaper to judge them again
+        said = [text for text in said if text not in output.content]
+    return "\n".join(said)
 
 
 def read_through(output: ToolOutput) -> ToolOutput:
