@@ -478,7 +478,8 @@ async def test_a_stream_that_is_read_later_is_told_of_as_the_call_it_is_of(what:
             response: Any = guard_query_engine(plain, guard).query("How is bread baked?")
             stream = response.response_gen
         else:
-            simple = SimpleChatEngine.from_defaults(llm=llm)
+            memory = ChatMemoryBuffer(token_limit=1_000)
+            simple = SimpleChatEngine.from_defaults(llm=llm, memory=memory)
             stream = (
                 guard_chat_engine(simple, guard).stream_chat("How is bread baked?").response_gen
             )
