@@ -8,7 +8,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from guardrails_qwen import Conversation, Decision, Stage
+from guardrails_qwen import Action, Conversation, Decision, Stage
 from guardrails_qwen.streaming import Event, GuardedStream
 from llama_index_guardrails_qwen.check import Check
 from llama_index_guardrails_qwen.events import Origin
@@ -44,6 +44,11 @@ class Live:
     def decision(self) -> Decision | None:
         """What was decided about the reply; None before its end, and where it has no text."""
         return self._stream.decision if self._stream else None
+
+    @property
+    def cut(self) -> bool:
+        """Whether nothing follows what was said: it was blocked, replaced or dropped."""
+        return self.decision is not None and self.decision.action > Action.REDACT
 
     def feed(self, text: str) -> list[Event]:
         """More of the reply; what became of it. Raises as `GuardedStream.feed` does."""

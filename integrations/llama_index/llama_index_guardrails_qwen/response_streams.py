@@ -10,7 +10,7 @@ from typing import Any
 from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from guardrails_qwen import Action, Conversation, Decision, Stage
+from guardrails_qwen import Conversation, Decision, Stage
 from guardrails_qwen.streaming import (
     aclose_quietly,
     aclosed_after,
@@ -138,7 +138,7 @@ def _texts(reply: _Reply, response: StreamingResponse) -> Generator[Any, None, N
             if live.over:
                 return
         yield from readable(live.finish())
-        if _ends(live):
+        if live.cut:
             return
         asked = reply.asked()
         decisions = _named(asked, reply.gate.judge([*asked.values()], Stage.OUTPUT, reply.origin))
@@ -158,7 +158,7 @@ async def _atexts(reply: _Reply, response: AsyncStreamingResponse) -> AsyncGener
                     return
             for piece in readable(await live.afinish()):
                 yield piece
-            if _ends(live):
+            if live.cut:
                 return
             asked = reply.asked()
             decisions = _named(
@@ -181,11 +181,6 @@ async def _preceded(
     if items is not None:
         async for item in items:
             yield item
-
-
-def _ends(live: Live) -> bool:
-    """Whether nothing follows what was said: it was blocked, replaced or dropped."""
-    return live.decision is not None and live.decision.action > Action.REDACT
 
 
 def _named(asked: Mapping[str, Asked], decisions: Sequence[Decision]) -> dict[str, Decision]:

@@ -72,13 +72,8 @@ def text_instead(gate: Gate, decision: Decision) -> str:
     Raises:
         GuardViolation: It is blocked, and nothing takes its place.
     """
-    if decision.action is Action.BLOCK:
-        text = gate.reply_to(decision)
-        if text is None:
-            raise GuardViolation(decision)
-        return text
-    if decision.action is Action.DROP:
-        return ""
+    if decision.action >= Action.DROP:
+        return gate.instead(GuardViolation(decision))
     return gate.guard.policy.at(Stage.OUTPUT).replacement
 
 

@@ -136,7 +136,7 @@ class Turn:
                     if live.over:
                         return
                 yield from reply.passed(live.finish())
-                if live.over and not _passes(live.decision):
+                if live.cut:
                     return
             if whole := reply.whole:
                 [decision] = self._gate.judge([self._about(whole)], origin=self._origin)
@@ -166,7 +166,7 @@ class Turn:
                             return
                     for released in reply.passed(await live.afinish()):
                         yield released
-                    if live.over and not _passes(live.decision):
+                    if live.cut:
                         return
             if whole := reply.whole:
                 [decision] = await self._gate.ajudge([self._about(whole)], origin=self._origin)
@@ -240,8 +240,3 @@ class Turn:
         guard = self._gate.guard
         self._known.add(Prefix(guard, self._prompt).then(reply))
         self._known.add(digests_of([*self._prompt[-1:], reply], guard)[-1])
-
-
-def _passes(decision: Decision | None) -> bool:
-    """Whether a reply has left to its end, though perhaps not all of it."""
-    return decision is None or decision.action <= Action.REDACT
